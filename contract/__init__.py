@@ -1,0 +1,1 @@
+"""What two of Precept's programs must agree on, byte for byte."""

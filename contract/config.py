@@ -1,0 +1,190 @@
+"""Load, parse and dump configurations: the only place that knows YAML and pydantic.
+
+A configuration is a frozen dataclass owned by the file that uses it. YAML is read as version 1.2 (`1e-3` is
+a number, `no` is a string), and validated strictly: nothing is coerced and no unknown key is let through.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from contract.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+T = TypeVar("T")
+Tree = dict[str, Any]
+
+# Configurations and dataset manifests lie beside the packages, in the repository as in an installed wheel.
+SHIPPED = Path(__file__).resolve().parent.parent
+
+
+def load(path: Path, type_: type[T], overrides: Iterable[str] = ()) -> T:
+    """Read the YAML file `path` into `type_`, after the `a.b=value` overrides have been put in."""
+    return parse(read_tree(path, overrides), type_, source=str(path))
+
+
+def read_tree(path: Path, overrides: Iterable[str] = ()) -> Tree:
+    """The YAML file `path` as a tree of dicts, lists and scalars, with the overrides put in."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from error
+    tree = _yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found {type(tree).__name__}")
+    for override in overrides:
+        _put(tree, override)
+    return tree
+
+
+def parse(tree: object, type_: type[T], *, source: str) -> T:
+    """Validate `tree` as `type_`; the error names `source`, the key, what was found and what was expected."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        # In pydantic's strict mode only JSON input may give tuples and paths; it still refuses "1" for 1.
+        return TypeAdapter(type_).validate_json(json.dumps(tree), strict=True, extra="forbid")
+    except ValidationError as error:
+        # An unknown key is often the misspelt one that another line misses: say it first.
+        problems = sorted(error.errors(include_url=False), key=lambda problem: not _is_unknown_key(problem))
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigError(f"{source}: {_describe(problems[0], tree, type_)}{more}") from error
+    except TypeError as error:
+        raise ConfigError(f"{source}: {error}; put quotes around dates and other special values") from error
+
+
+def tree(config: object) -> Tree:
+    """A configuration as a plain tree, `kind`s included, ready for JSON."""
+    from pydantic import TypeAdapter
+
+    dumped: Tree = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return dumped
+
+
+def dump(config: object) -> str:
+    """A configuration as YAML that `load` reads back to an equal one."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    text = io.StringIO()
+    yaml.dump(tree(config), text)
+    return text.getvalue()
+
+
+def shipped(folder: str, name: str) -> Path:
+    """The shipped YAML `folder`/`name`.yaml, such as ("configs/trainer", "shre")."""
+    path = SHIPPED / folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in (SHIPPED / folder).glob("*.yaml"))
+        raise ConfigError(f"no {folder}/{name}.yaml; there are: {', '.join(known)}{_nearest(name, known)}")
+    return path
+
+
+def find(folder: str, name_or_path: str) -> Path:
+    """A user's own file when that is what `name_or_path` is, or the shipped one of that name."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.suffix or len(path.parts) > 1:
+        raise ConfigError(f"{path}: no such file")
+    return shipped(folder, name_or_path)
+
+
+def _yaml(text: str, source: str) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise ConfigError(f"{source}: not YAML: {error}") from error
+
+
+def _put(tree: Tree, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"--set {override}: expected a.b=value")
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: `{parent}` holds a value, not keys")
+    node[last] = _yaml(text, f"--set {override}")
+
+
+def _is_unknown_key(problem: ErrorDetails) -> bool:
+    return problem["type"] in ("unexpected_keyword_argument", "extra_forbidden")
+
+
+def _describe(problem: ErrorDetails, tree: object, type_: object) -> str:
+    key = ".".join(_keys(problem["loc"], tree)) or "the file"
+    found = json.dumps(problem["input"], default=str)
+    found = found if len(found) <= 60 else found[:57] + "..."
+    if _is_unknown_key(problem):
+        return f"unknown key `{key}`{_nearest(str(problem['loc'][-1]), _key_names(type_))}"
+    match problem["type"]:
+        case "missing" | "missing_keyword_only_argument" | "missing_argument":
+            return f"key `{key}` is missing"
+        case "union_tag_invalid" | "union_tag_not_found":
+            return f"`{key}`: {problem['msg']}"
+        case _:
+            return f"`{key}`: {_lowered(problem['msg'])}, found {found}"
+
+
+def _keys(location: tuple[int | str, ...], tree: object) -> list[str]:
+    """The user's own keys in an error's location, without the `kind` that pydantic puts after a union's key."""
+    keys = []
+    node: Any = tree
+    for part in location:
+        if isinstance(node, dict) and part not in node and node.get("kind") == part:
+            continue
+        keys.append(str(part))
+        if isinstance(node, dict):
+            node = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            node = node[part]
+    return keys
+
+
+def _lowered(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _key_names(type_: object) -> set[str]:
+    """The names of every key that stands anywhere in a configuration type."""
+    names: set[str] = set()
+    seen: set[object] = set()
+    waiting = [type_]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, type) and dataclasses.is_dataclass(current) and current not in seen:
+            seen.add(current)
+            hints = _type_hints(current)
+            names.update(field.name for field in dataclasses.fields(current))
+            waiting.extend(hints.values())
+        waiting.extend(getattr(current, "__args__", ()))
+    return names
+
+
+def _type_hints(dataclass_: type) -> Mapping[str, Any]:
+    from typing import get_type_hints
+
+    return get_type_hints(dataclass_, include_extras=True)
