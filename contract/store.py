@@ -75,11 +75,7 @@ class TargetStore:
 
         if (path / "precept/manifest/manifest.json").exists():
             store = cls.open(path)
-            if store.manifest.fingerprint != manifest.fingerprint:
-                raise StoreError(
-                    f"{path} holds another dataset or another state of it: "
-                    f"{_manifest_difference(store.manifest, manifest)}; give a new --store, or remove this one"
-                )
+            store.require_manifest(manifest)
             if store.manifest.media_root != manifest.media_root:
                 manifest.write(path / "precept/manifest")
             return cls.open(path)
@@ -116,6 +112,14 @@ class TargetStore:
         for reference, parts in (expect or {}).items():
             store._check_expectation(reference, parts)
         return store
+
+    def require_manifest(self, manifest: Manifest) -> None:
+        """Raise `StoreError` unless the store is one of this dataset in this state."""
+        if self.manifest.fingerprint != manifest.fingerprint:
+            raise StoreError(
+                f"{self.path} holds another dataset or another state of it: "
+                f"{_manifest_difference(self.manifest, manifest)}; give a new --store, or remove this one"
+            )
 
     def add(self, fieldset: FieldSet) -> None:
         """Make room for a FieldSet; one of the same name must be equal to the one that is there."""

@@ -1,0 +1,53 @@
+# make demo   set up, then precompute, train and evaluate on the embedded default
+# make test   set up, then run the tests
+# make check  format, lint, types, import rules and tests: what a commit must pass
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint check clean
+
+help:
+	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.demo
+	$(BIN)/pipeline precompute --dataset scenes
+	$(BIN)/trainer run --store stores/scenes.zarr --run runs/demo --resume
+	$(BIN)/eval retrieval --run runs/demo --index
+	@echo
+	@echo "These three commands ran; with $(VENV) activated they need no more than:"
+	@echo "  pipeline precompute --dataset scenes"
+	@echo "  trainer run"
+	@echo "  eval retrieval --index"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+clean:
+	rm -rf $(VENV)
+
+# uv installs the environment in a fraction of pip's time and shares its files between environments.
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; say which with make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/uv
+	$(UV) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/uv
+	$(UV) --editable '.[dev]'
+	@touch $@ $(VENV)/.demo

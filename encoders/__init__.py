@@ -1,0 +1,54 @@
+"""Frozen models: the teachers and the modality encoders that fill a store.
+
+An encoder is a frozen dataclass, the part of a configuration that names it. Everything but `build` costs no
+weights, so that a run can be planned without loading any:
+
+    view()        what it is shown of an item
+    fields()      the fields that one forward pass gives, with their shapes
+    recipe()      everything that can change a value: model, hash of the weights, preprocessing, precision
+    build(device) the model, a callable: list of n views -> {field: float32 [n, ...]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field as Discriminated
+
+from contract.schema import Field
+from contract.views import View
+from encoders.huggingface_text import HuggingFaceText
+from encoders.log_mel import LogMel
+from encoders.ngrams import Ngrams
+from encoders.timm_classifier import TimmClassifier
+
+FrozenModel = Callable[[Sequence[Any]], dict[str, npt.NDArray[np.generic]]]
+
+
+class Encoder(Protocol):
+    """What the configurations below have in common."""
+
+    @property
+    def batch_size(self) -> int:
+        """Views in one forward pass."""
+
+    def view(self) -> View:
+        """What the encoder is shown of an item."""
+
+    def fields(self) -> tuple[Field, ...]:
+        """The fields of its FieldSet."""
+
+    def recipe(self) -> Mapping[str, Any]:
+        """What can change a value, as a JSON-able tree."""
+
+    def build(self, device: str) -> FrozenModel:
+        """Load the weights."""
+
+
+# A new encoder is a file beside this one and one name in the line of its modality.
+ImageEncoder = TimmClassifier
+TextEncoder = Annotated[HuggingFaceText | Ngrams, Discriminated(discriminator="kind")]
+AudioEncoder = LogMel

@@ -1,0 +1,118 @@
+"""Text encoders of transformers: the embedding of every token of a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.encoding import Encoding, Float16, Int32
+from contract.errors import DataError
+from contract.schema import Field
+from contract.views import TextView
+from encoders import weights
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceText:
+    """Any tokenizer and model that transformers' Auto classes load.
+
+    `model` is a hub name, a local folder, or `package:NAME/FOLDER`. `layer` says which embedding is stored:
+    `embeddings` (a row of the word-embedding table for each token, the modality encoder proper) or `last` (the
+    last hidden states, in which each token has seen the whole caption).
+    """
+
+    kind: Literal["huggingface_text"] = "huggingface_text"
+    model: str
+    layer: Literal["embeddings", "last"] = "last"
+    max_length: int = 32
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: int = 128
+    encodings: dict[Literal["token_embeddings"], Encoding] = field(default_factory=dict)
+
+    def view(self) -> TextView:
+        """The caption."""
+        return TextView()
+
+    def fields(self) -> tuple[Field, ...]:
+        """`token_embeddings` [max_length, hidden size] and `length`, special tokens included."""
+        from transformers import AutoConfig
+
+        try:
+            width = int(AutoConfig.from_pretrained(self._folder).hidden_size)
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(f"text encoder {self.model}: {' '.join(str(error).split())[:300]}") from error
+        return (
+            Field(
+                name="token_embeddings",
+                shape=(self.max_length, width),
+                encoding=self.encodings.get("token_embeddings", Float16()),
+                about={"layer": self.layer},
+            ),
+            Field(name="length", shape=(), encoding=Int32()),
+        )
+
+    def recipe(self) -> Mapping[str, Any]:
+        """Model, hash of its files, layer, lengths, precision."""
+        return {
+            "kind": self.kind,
+            "model": self.model,
+            "weights": weights.folder_fingerprint(self._folder),
+            "layer": self.layer,
+            "max_length": self.max_length,
+            "precision": self.precision,
+        }
+
+    def build(self, device: str) -> _TextModel:
+        """The tokenizer and the model with its weights, on `device`."""
+        return _TextModel(self, self._folder, device)
+
+    @cached_property
+    def _folder(self) -> Path:
+        return weights.find_folder(self.model)
+
+
+class _TextModel:
+    def __init__(self, config: HuggingFaceText, folder: Path, device: str) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # the run has one of its own
+        self._config, self._device = config, device
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._model = AutoModel.from_pretrained(folder).eval().requires_grad_(False).to(device)
+        except (OSError, ValueError) as error:
+            raise DataError(f"text encoder {config.model}: {' '.join(str(error).split())[:300]}") from error
+        self._autocast = torch.autocast(
+            torch.device(device).type, getattr(torch, config.precision), enabled=config.precision != "float32"
+        )
+
+    def __call__(self, views: Sequence[str]) -> dict[str, npt.NDArray[np.generic]]:
+        """n captions -> token_embeddings float32 [n, max_length, D], zero after `length` int32 [n]."""
+        import torch
+
+        tokens = self._tokenizer(
+            list(views), padding=True, truncation=True, max_length=self._config.max_length, return_tensors="pt"
+        ).to(self._device)
+        with torch.inference_mode(), self._autocast:
+            mask = tokens["attention_mask"]
+            hidden = self._hidden(tokens) * mask.unsqueeze(-1)
+            padded = torch.nn.functional.pad(hidden.float(), (0, 0, 0, self._config.max_length - hidden.shape[1]))
+        return {"token_embeddings": padded.cpu().numpy(), "length": mask.sum(dim=1).int().cpu().numpy()}
+
+    def _hidden(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if self._config.layer == "embeddings":
+            rows: torch.Tensor = self._model.get_input_embeddings()(tokens["input_ids"])
+            return rows
+        last: torch.Tensor = self._model(**tokens).last_hidden_state
+        return last

@@ -1,0 +1,103 @@
+"""A frozen word embedding that needs no weights: hashed character n-grams.
+
+A word's vector is the mean over the word itself and its n-grams of random signs drawn from a hash, as in fastText
+(Bojanowski et al. 2017, arXiv 1607.04606) before any training: words that share n-grams are near each other,
+all others nearly orthogonal. Any language, no vocabulary, the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.encoding import Encoding, Float16, Int32
+from contract.errors import ConfigError
+from contract.schema import Field
+from contract.views import TextView
+
+WORD = re.compile(r"\w+|[^\w\s]")
+SMALLEST, LARGEST = 3, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ngrams:
+    """Words of a caption as vectors of `width` (a multiple of 8, at most 512), at most `max_length` of them."""
+
+    kind: Literal["ngrams"] = "ngrams"
+    width: int = 128
+    max_length: int = 32
+    batch_size: int = 1024
+    encodings: dict[Literal["token_embeddings"], Encoding] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse widths that no digest has."""
+        if self.width % 8 or not 8 <= self.width <= 512:
+            raise ConfigError(f"ngrams: width {self.width} is not a multiple of 8 between 8 and 512")
+
+    def view(self) -> TextView:
+        """The caption."""
+        return TextView()
+
+    def fields(self) -> tuple[Field, ...]:
+        """`token_embeddings` [max_length, width] and `length`."""
+        return (
+            Field(
+                name="token_embeddings",
+                shape=(self.max_length, self.width),
+                encoding=self.encodings.get("token_embeddings", Float16()),
+            ),
+            Field(name="length", shape=(), encoding=Int32()),
+        )
+
+    def recipe(self) -> Mapping[str, Any]:
+        """Everything that can change a value."""
+        return {
+            "kind": self.kind,
+            "width": self.width,
+            "max_length": self.max_length,
+            "ngrams": [SMALLEST, LARGEST],
+        }
+
+    def build(self, device: str) -> _NgramsModel:
+        """A callable; `device` is not used, there is nothing to multiply."""
+        return _NgramsModel(self)
+
+
+class _NgramsModel:
+    def __init__(self, config: Ngrams) -> None:
+        self._config = config
+        self._vector = lru_cache(maxsize=100_000)(lambda word: _word_vector(word, config.width))
+
+    def __call__(self, views: Sequence[str]) -> dict[str, npt.NDArray[np.generic]]:
+        """n captions -> token_embeddings float32 [n, max_length, width], length int32 [n]."""
+        config = self._config
+        embeddings = np.zeros((len(views), config.max_length, config.width), np.float32)
+        lengths = np.zeros(len(views), np.int32)
+        for row, caption in enumerate(views):
+            words = WORD.findall(caption.lower())[: config.max_length]
+            lengths[row] = len(words)
+            for place, word in enumerate(words):
+                embeddings[row, place] = self._vector(word)
+        return {"token_embeddings": embeddings, "length": lengths}
+
+
+def _word_vector(word: str, width: int) -> npt.NDArray[np.float32]:
+    marked = f"<{word}>"
+    grams = {marked[i : i + n] for n in range(SMALLEST, LARGEST + 1) for i in range(len(marked) - n + 1)}
+    # The whole word weighs as much as all its n-grams together: near, but never equal.
+    parts = [_signs(gram, width) for gram in sorted(grams)]
+    mean = np.mean(parts, axis=0) if parts else np.zeros(width, np.float32)
+    vector: npt.NDArray[np.float32] = (_signs(marked, width) + mean).astype(np.float32)
+    return vector
+
+
+def _signs(text: str, width: int) -> npt.NDArray[np.float32]:
+    digest = hashlib.blake2b(text.encode(), digest_size=width // 8).digest()
+    return np.unpackbits(np.frombuffer(digest, np.uint8)).astype(np.float32) * 2 - 1

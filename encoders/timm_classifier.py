@@ -1,0 +1,245 @@
+"""Image classifiers of timm: patch embeddings, pooled features and class logits from one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from contract import fingerprint
+from contract.encoding import Encoding, Float16
+from contract.errors import ConfigError, DataError
+from contract.schema import Field
+from contract.views import ImageView
+from encoders import weights
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmClassifier:
+    """Any classifier of timm, with weights from timm's hub or from a local file.
+
+    `model` is timm's name; `model_args` go to `timm.create_model`; `checkpoint` is a file (None: timm's own, from
+    the hub or its local cache). `tokens` names the module whose output becomes `patch_embeddings`: by default the
+    linear patch embedding of a ViT, and the last stage's feature map of anything else. Preprocessing is the
+    model's own; `preprocessing` overrides parts of it (mean, std, interpolation, crop_pct, crop_mode, input_size).
+    """
+
+    kind: Literal["timm"] = "timm"
+    model: str
+    checkpoint: str | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    tokens: str | None = None
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: int = 64
+    encodings: dict[Literal["patch_embeddings", "features", "logits"], Encoding] = field(default_factory=dict)
+
+    def view(self) -> ImageView:
+        """The evaluation crop of the model's data configuration."""
+        data = self._data
+        _, height, width = data["input_size"]
+        try:
+            return ImageView(
+                height=height,
+                width=width,
+                crop_pct=data["crop_pct"],
+                crop_mode=_one_of("crop_mode", data["crop_mode"], ("center", "squash")),
+                interpolation=_one_of(
+                    "interpolation",
+                    data["interpolation"],
+                    ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
+                ),
+            )
+        except ValueError as error:
+            raise ConfigError(f"timm model {self.model}: {error}; override it under `preprocessing`") from error
+
+    def fields(self) -> tuple[Field, ...]:
+        """`patch_embeddings` [T, D], `features` [D], `logits` [C]."""
+        import torch
+
+        with torch.device("meta"):
+            model = self._create()
+            outputs = _Outputs(model, self._tokens_module(model))
+            shapes = {name: tuple(value.shape[1:]) for name, value in outputs(self._example()).items()}
+        about: dict[str, dict[str, Any]] = {
+            "patch_embeddings": {"module": self._tokens_module(model), "grid": list(outputs.grid)},
+            # Softmax of the stored values themselves is the classifier's distribution.
+            "logits": {"temperature": 1.0},
+        }
+        encodings = dict[str, Encoding](self.encodings)  # type: ignore[arg-type]
+        return tuple(
+            Field(name=name, shape=shape, encoding=encodings.get(name, Float16()), about=about.get(name, {}))
+            for name, shape in shapes.items()
+        )
+
+    def recipe(self) -> Mapping[str, Any]:
+        """Model, arguments, hash of the weights file, preprocessing, precision."""
+        data = self._data
+        return {
+            "kind": self.kind,
+            "model": self.model,
+            "model_args": self.model_args,
+            "weights": fingerprint.of_file(self._weights()),
+            "tokens": self.tokens,
+            "view": asdict(self.view()),
+            "mean": list(data["mean"]),
+            "std": list(data["std"]),
+            "preprocessing_overrides": self.preprocessing,
+            "precision": self.precision,
+        }
+
+    def build(self, device: str) -> _TimmModel:
+        """The model with its weights, on `device`."""
+        model = self._create()
+        path = self._weights()
+        _load(model, path)
+        return _TimmModel(
+            model=model.to(device),
+            tokens=self._tokens_module(model),
+            data=self._data,
+            precision=self.precision,
+            device=device,
+        )
+
+    @cached_property
+    def _data(self) -> dict[str, Any]:
+        import timm.data
+
+        known = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+        for key in self.preprocessing:
+            if key not in known:
+                raise ConfigError(f"preprocessing: unknown key `{key}`; it may override {', '.join(known)}")
+        resolved = timm.data.resolve_data_config(self.preprocessing, pretrained_cfg=self._pretrained)
+        size = self.model_args.get("img_size")
+        if size is not None and "input_size" not in self.preprocessing:
+            height, width = (size, size) if isinstance(size, int) else size
+            resolved["input_size"] = (3, height, width)
+        return dict(resolved)
+
+    @cached_property
+    def _pretrained(self) -> dict[str, Any]:
+        import timm
+
+        if not timm.is_model(self.model):
+            close = timm.list_models(f"*{self.model.partition('.')[0]}*")[:5]
+            raise ConfigError(f"timm has no model {self.model!r}{'; it has ' + ', '.join(close) if close else ''}")
+        # A tag after the model's name that timm does not know must not fall back to another checkpoint.
+        base, _, tag = self.model.partition(".")
+        if tag and self.model not in timm.list_models(f"{base}*", pretrained=True):
+            raise ConfigError(f"timm has no pretrained weights {self.model!r}")
+        found = timm.get_pretrained_cfg(self.model)
+        return dict(found.to_dict()) if found is not None else {}
+
+    def _create(self) -> torch.nn.Module:
+        import timm
+
+        _ = self._pretrained
+        try:
+            model: torch.nn.Module = timm.create_model(self.model, pretrained=False, **self.model_args)
+        except (TypeError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"timm model {self.model} with model_args {self.model_args}: {error}") from error
+        return model.eval().requires_grad_(False)
+
+    def _weights(self) -> Path:
+        if self.checkpoint is not None:
+            return weights.find_file(self.checkpoint)
+        repository = self._pretrained.get("hf_hub_id")
+        if not repository:
+            raise ConfigError(f"timm model {self.model} has no weights on the hub; give `checkpoint`")
+        return weights.of_hub_file(repository, "model.safetensors")
+
+    def _tokens_module(self, model: torch.nn.Module) -> str:
+        if self.tokens is not None:
+            if self.tokens not in dict(model.named_modules()):
+                raise ConfigError(f"tokens: timm model {self.model} has no module {self.tokens!r}")
+            return self.tokens
+        last: dict[str, Any] = model.feature_info[-1]  # type: ignore[index,assignment]
+        patch_embed = getattr(model, "patch_embed", None)
+        # Only in a model of one resolution (ViT) is the patch embedding what all its blocks work on.
+        is_plain = patch_embed is not None and getattr(model, "embed_dim", None) == last["num_chs"]
+        return "patch_embed" if is_plain else str(last["module"])
+
+    def _example(self) -> torch.Tensor:
+        import torch
+
+        return torch.zeros(1, *self._data["input_size"])
+
+
+class _Outputs:
+    """The three outputs of one forward pass: a hook catches the tokens on the way."""
+
+    def __init__(self, model: torch.nn.Module, tokens: str) -> None:
+        self._model = model
+        self._caught: list[torch.Tensor] = []
+        self.grid: tuple[int, ...] = ()
+        model.get_submodule(tokens).register_forward_hook(
+            lambda module, inputs, output: self._caught.append(output)
+        )
+
+    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Float [n, 3, h, w] -> patch_embeddings [n, T, D], features [n, D], logits [n, C]."""
+        self._caught.clear()
+        final = self._model.forward_features(images)  # type: ignore[operator]
+        features = self._model.forward_head(final, pre_logits=True)  # type: ignore[operator]
+        logits = self._model.forward_head(final)  # type: ignore[operator]
+        return {"patch_embeddings": self._as_tokens(self._caught[0]), "features": features, "logits": logits}
+
+    def _as_tokens(self, output: torch.Tensor) -> torch.Tensor:
+        if output.ndim == 3:
+            patch_embed = getattr(self._model, "patch_embed", None)
+            self.grid = tuple(getattr(patch_embed, "grid_size", None) or (output.shape[1],))
+            return output
+        channels_last = getattr(self._model, "output_fmt", "NCHW") == "NHWC"
+        maps = output.permute(0, 3, 1, 2) if channels_last else output
+        self.grid = tuple(maps.shape[2:])
+        return maps.flatten(2).transpose(1, 2)
+
+
+class _TimmModel:
+    """A built classifier: uint8 views in, float32 fields out."""
+
+    def __init__(
+        self, *, model: torch.nn.Module, tokens: str, data: Mapping[str, Any], precision: str, device: str
+    ) -> None:
+        import torch
+
+        self._outputs = _Outputs(model, tokens)
+        self._device = device
+        self._mean = torch.tensor(data["mean"], device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(data["std"], device=device).view(1, 3, 1, 1)
+        self._autocast = torch.autocast(
+            torch.device(device).type, getattr(torch, precision), enabled=precision != "float32"
+        )
+
+    def __call__(self, views: Sequence[npt.NDArray[np.uint8]]) -> dict[str, npt.NDArray[np.float32]]:
+        """n views, uint8 [h, w, 3] -> {field: float32 [n, ...]}."""
+        import torch
+
+        pixels = torch.from_numpy(np.stack(views)).to(self._device).permute(0, 3, 1, 2)
+        with torch.inference_mode(), self._autocast:
+            outputs = self._outputs((pixels.float() / 255 - self._mean) / self._std)
+        return {name: value.float().cpu().numpy() for name, value in outputs.items()}
+
+
+def _load(model: torch.nn.Module, path: Path) -> None:
+    import timm.models
+
+    try:
+        model.load_state_dict(timm.models.load_state_dict(str(path), weights_only=True), strict=True)
+    except Exception as error:  # safetensors, torch and pickle each raise their own for a file that is none
+        reason = " ".join(str(error).split())
+        raise DataError(f"checkpoint {path} does not fit the model: {reason[:300]}") from error
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{key} {value!r} is not one of {', '.join(allowed)}")
+    return value
