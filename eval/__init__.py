@@ -1,0 +1,1 @@
+"""`eval`: exact retrieval figures of a trained student, and an index of its embeddings."""

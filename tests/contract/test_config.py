@@ -1,0 +1,110 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from contract import config
+from contract.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Narrow:
+    kind: Literal["narrow"] = "narrow"
+    width: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fast:
+    kind: Literal["fast"] = "fast"
+    rate: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    name: str
+    part: Annotated[Narrow | Fast, Field(discriminator="kind")]
+    sizes: tuple[int, ...] = (1, 2)
+    folder: Path | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    return path
+
+
+def error_of(tmp_path: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.load(written(tmp_path, text), Settings, overrides)
+    message = str(caught.value)
+    assert "settings.yaml" in message or "--set" in message
+    return message
+
+
+def test_dumped_config_loads_to_an_equal_one(tmp_path: Path) -> None:
+    settings = Settings(name="a", part=Fast(rate=0.5), sizes=(3,), folder=Path("x/y"), weights={"kd": 1e-3})
+    assert config.load(written(tmp_path, config.dump(settings)), Settings) == settings
+
+
+def test_yaml_is_read_as_version_1_2(tmp_path: Path) -> None:
+    settings = config.load(written(tmp_path, "name: no\npart: {kind: fast, rate: 1e-3}\n"), Settings)
+    assert settings.name == "no"
+    assert settings.part == Fast(rate=0.001)
+
+
+def test_overrides_change_nested_values(tmp_path: Path) -> None:
+    path = written(tmp_path, "name: a\npart: {kind: narrow}\n")
+    settings = config.load(path, Settings, ["part.width=7", "sizes=[4, 5]", "weights.kd=2"])
+    assert settings.part == Narrow(width=7)
+    assert settings.sizes == (4, 5)
+    assert settings.weights == {"kd": 2.0}
+
+
+def test_unknown_key_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+    message = error_of(tmp_path, "name: a\npart: {kind: narrow, widht: 4}\n")
+    assert "unknown key `part.widht`; did you mean `width`?" in message
+
+
+def test_misspelt_required_key_is_named_before_the_missing_one(tmp_path: Path) -> None:
+    assert "unknown key `nmae`; did you mean `name`?" in error_of(tmp_path, "nmae: a\npart: {kind: narrow}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: a\npart: {kind: narrow, width: '4'}\n", '`part.width`: input should be a valid integer, found "4"'),
+        (
+            "name: a\npart: {kind: narrow, width: true}\n",
+            "`part.width`: input should be a valid integer, found true",
+        ),
+        ("name: a\npart: {kind: narrow, width: 1.5}\n", "`part.width`"),
+        ("name: 1\npart: {kind: narrow}\n", "`name`: input should be a valid string, found 1"),
+        ("name: a\npart: {kind: wide}\n", "'narrow', 'fast'"),
+        ("part: {kind: narrow}\n", "key `name` is missing"),
+        ("- a\n", "expected `key: value` lines, found list"),
+        ("name: [a\n", "not YAML"),
+        ("name: a\nname: b\npart: {kind: narrow}\n", "not YAML"),
+        ("name: 2020-01-01\npart: {kind: narrow}\n", "put quotes around dates"),
+        ("", "expected `key: value` lines"),
+    ],
+)
+def test_wrong_values_are_named(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in error_of(tmp_path, text)
+
+
+@pytest.mark.parametrize("override", ["name", "=3", "a..b=1", "name.inner=1"])
+def test_override_that_makes_no_sense_is_refused(tmp_path: Path, override: str) -> None:
+    error_of(tmp_path, "name: a\npart: {kind: narrow}\n", override)
+
+
+def test_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: can't be read"):
+        config.load(tmp_path / "nothing.yaml", Settings)
+
+
+def test_shipped_names_are_listed_when_one_is_wrong() -> None:
+    with pytest.raises(ConfigError, match=r"there are: .*scenes.*did you mean `scenes`"):
+        config.shipped("configs/pipeline", "scene")
