@@ -1,8 +1,8 @@
 """What someone at a terminal sees of `pipeline`."""
 
+import contextlib
+import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,16 +16,14 @@ from pipeline.cli import app
 def run(*arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of `pipeline ARGUMENTS`, in this process."""
 
-    def invoke() -> None:
-        with one_line():
-            app(list(arguments))
-
-    import contextlib
-    import io
-
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as caught:
-        invoke()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as caught,
+        one_line(),
+    ):
+        app(list(arguments))
     return int(caught.value.code or 0), out.getvalue(), err.getvalue()
 
 
@@ -37,15 +35,6 @@ def error_of(*arguments: str) -> str:
     assert len(lines) == 1, err
     assert "Traceback" not in err
     return lines[0]
-
-
-def test_help_answers_without_the_heavy_libraries() -> None:
-    """Importing torch alone would take longer than a person waits for help."""
-    check = "import sys, pipeline.cli; heavy = {'torch', 'ray', 'zarr', 'numpy', 'pydantic'} & set(sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", f"{check}; print(heavy)"], capture_output=True, text=True, check=True
-    )
-    assert result.stdout == "set()\n"
 
 
 def test_commands_are_listed() -> None:
