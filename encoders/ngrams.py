@@ -1,7 +1,7 @@
 """A frozen word embedding that needs no weights: hashed character n-grams.
 
-A word's vector is the mean over the word itself and its n-grams of random signs drawn from a hash, as in fastText
-(Bojanowski et al. 2017, arXiv 1607.04606) before any training: words that share n-grams are near each other,
+A word's vector is the sum of the random signs that a hash gives for the word and for each of its n-grams, as in
+fastText (Bojanowski et al. 2017, arXiv 1607.04606) before any training: words that share n-grams are near each other,
 all others nearly orthogonal. Any language, no vocabulary, the same bytes on every machine.
 """
 
@@ -91,10 +91,9 @@ class _NgramsModel:
 def _word_vector(word: str, width: int) -> npt.NDArray[np.float32]:
     marked = f"<{word}>"
     grams = {marked[i : i + n] for n in range(SMALLEST, LARGEST + 1) for i in range(len(marked) - n + 1)}
-    # The whole word weighs as much as all its n-grams together: near, but never equal.
-    parts = [_signs(gram, width) for gram in sorted(grams)]
-    mean = np.mean(parts, axis=0) if parts else np.zeros(width, np.float32)
-    vector: npt.NDArray[np.float32] = (_signs(marked, width) + mean).astype(np.float32)
+    # The whole word weighs as much as all its n-grams together: near others that share them, never equal.
+    shared = np.sum([_signs(gram, width) for gram in sorted(grams)], axis=0) / np.sqrt(len(grams))
+    vector: npt.NDArray[np.float32] = (_signs(marked, width) + shared).astype(np.float32)
     return vector
 
 

@@ -74,7 +74,7 @@ def manifest(dataset: str, entries: list[dict[str, Any]], folder: Path) -> Manif
     return Manifest(
         dataset=dataset,
         protocol="scenes",
-        media_root=str(folder),
+        media_root=str(folder.resolve()),
         items={
             "image": items_table({**common, "file": images, "size_bytes": _sizes(folder, images)}),
             "text": items_table(text),
