@@ -1,8 +1,8 @@
 """A frozen word embedding that needs no weights: hashed character n-grams.
 
-A word's vector is the sum of the random signs that a hash gives for the word and for each of its n-grams, as in
-fastText (Bojanowski et al. 2017, arXiv 1607.04606) before any training: words that share n-grams are near each other,
-all others nearly orthogonal. Any language, no vocabulary, the same bytes on every machine.
+A word's vector is the sum of the random signs that a hash gives for the word and for each of its n-grams, as
+in fastText (Bojanowski et al. 2017, arXiv 1607.04606) before any training: words that share n-grams are near each
+other, all others nearly orthogonal. Any language, no vocabulary, the same bytes on every machine.
 """
 
 from __future__ import annotations

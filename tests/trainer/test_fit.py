@@ -1,0 +1,171 @@
+"""Training as a whole, on a tiny store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contract import config
+from contract.errors import RunError
+from contract.store import TargetStore
+from trainer import checkpoint, runs
+from trainer.fit import fit
+from trainer.recipes import Recipe
+
+Make = Callable[..., Recipe]
+NewStore = Callable[..., TargetStore]
+
+INFONCE: dict[str, Any] = {"objectives": {"infonce": {"kind": "infonce"}}, "targets": {}}
+
+
+def lines(run: runs.Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def parts(run: runs.Run) -> list[tuple[int, dict[str, float]]]:
+    return [(line["step"], line["parts"]) for line in lines(run) if "parts" in line]
+
+
+def scores(run: runs.Run) -> list[tuple[int, float]]:
+    return [(line["epoch"], line["score"]) for line in lines(run) if "score" in line]
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_after(run: runs.Run, step: int) -> runs.Run:
+    """The run, whose data ends with an exception when that step is asked for."""
+    original = run.streams.load
+
+    def load(number: int) -> Any:
+        if number == step:
+            raise KilledError
+        return original(number)
+
+    object.__setattr__(run.streams, "load", load)
+    return run
+
+
+@pytest.mark.parametrize("changes", [{}, INFONCE], ids=["shre", "infonce"])
+def test_loss_falls_and_retrieval_beats_random(
+    recipe: Make, store: TargetStore, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    long = recipe({**changes, "epochs": 30, "validation": {"every_epochs": 10, "metric": "R@1"}})
+    run = runs.begin(long, [store.path], tmp_path / "run")
+    fit(run)
+    by_name: dict[str, list[float]] = {}
+    for _, values in parts(run):
+        for name, value in values.items():
+            by_name.setdefault(name, []).append(value)
+    assert all(np.mean(values[-4:]) < 0.7 * np.mean(values[:4]) for values in by_name.values())
+    figures = [line["validation"]["tiny"] for line in lines(run) if "validation" in line][-1]
+    assert set(figures) == {
+        f"{a}-to-{b}" for a in ("image", "text", "audio") for b in ("image", "text", "audio") if a != b
+    }
+    assert figures["text-to-image"]["num_queries"] == 32
+    # Random: 10% among 16 images (R@1 6%); text-audio was never trained.
+    assert figures["text-to-image"]["R@1"] > 40
+    assert figures["image-to-audio"]["R@1"] > 40
+    assert figures["text-to-audio"]["R@1"] > 20
+
+
+@pytest.mark.parametrize("step", [5, 8, 15])
+def test_resumed_run_equals_uninterrupted_run(recipe: Make, store: TargetStore, tmp_path: Path, step: int) -> None:
+    whole = runs.begin(recipe(), [store.path], tmp_path / "whole")
+    fit(whole)
+    with pytest.raises(KilledError):
+        fit(killed_after(runs.begin(recipe(), [store.path], tmp_path / "killed"), step))
+    resumed = runs.resume(tmp_path / "killed", [])
+    fit(resumed)
+    assert parts(resumed) == parts(whole)
+    assert scores(resumed) == scores(whole)
+    for name in ("last", "best"):
+        expected, state = checkpoint.load(whole.path / f"{name}.safetensors")
+        found, resumed_state = checkpoint.load(resumed.path / f"{name}.safetensors")
+        assert resumed_state == state
+        assert found.keys() == expected.keys()
+        assert all((found[tensor] == expected[tensor]).all() for tensor in expected)
+    embeddings = [
+        TargetStore.open(run.embeddings("tiny")).load("text/student/embedding", range(8))
+        for run in (whole, resumed)
+    ]
+    np.testing.assert_array_equal(embeddings[0], embeddings[1])
+
+
+def test_run_that_was_killed_before_its_first_checkpoint_begins_again(
+    recipe: Make, store: TargetStore, tmp_path: Path
+) -> None:
+    with pytest.raises(KilledError):
+        fit(killed_after(runs.begin(recipe(), [store.path], tmp_path / "run"), 2))
+    resumed = runs.resume(tmp_path / "run", [])
+    fit(resumed)
+    assert [step for step, _ in parts(resumed)] == list(range(1, 17))
+
+
+def test_run_leaves_its_record_recipe_and_student_store(recipe: Make, store: TargetStore, tmp_path: Path) -> None:
+    run = runs.begin(recipe({"epochs": 1}), [store.path], tmp_path / "run")
+    fit(run)
+    record = json.loads((run.path / "run.json").read_text())
+    assert record["finished"]
+    assert record["recipe"] == "tiny"
+    assert record["trained"] == {"tiny": ["image-text", "image-audio"]}
+    assert record["stores"][0]["fingerprints"]["image/teacher"] == store.fieldsets["image/teacher"].fingerprint
+    assert config.load(run.path / "config.yaml", Recipe) == run.recipe
+    assert {path.name for path in run.path.iterdir()} == {
+        "best.safetensors",
+        "config.yaml",
+        "embeddings",
+        "last.safetensors",
+        "metrics.jsonl",
+        "run.json",
+    }
+    written = TargetStore.open(run.embeddings("tiny"))
+    provenance = written.fieldsets["audio/student"].provenance
+    assert provenance["checkpoint"] == "best"
+    assert provenance["trained"] == ["image-text", "image-audio"]
+
+
+def test_best_is_the_epoch_of_the_best_validation(recipe: Make, store: TargetStore, tmp_path: Path) -> None:
+    run = runs.begin(recipe({"epochs": 6}), [store.path], tmp_path / "run")
+    fit(run)
+    per_epoch = run.streams.steps_per_epoch
+    epoch, score = max(scores(run), key=lambda entry: (entry[1], -entry[0]))
+    assert checkpoint.load(run.best)[1] == {"step": epoch * per_epoch, "best": score}
+    assert checkpoint.load(run.last)[1] == {"step": 6 * per_epoch, "best": score}
+
+
+def test_without_validation_pairs_the_last_epoch_is_the_best(
+    recipe: Make, new_store: NewStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = new_store(tmp_path / "tiny.zarr", splits=["train"] * 40)
+    run = runs.begin(recipe({"epochs": 2}), [store.path], tmp_path / "run")
+    fit(run)
+    assert "no validation" in capsys.readouterr().err
+    assert checkpoint.load(run.best)[1]["step"] == 2 * run.streams.steps_per_epoch
+    assert not run.embeddings("tiny").exists()
+
+
+def test_loss_that_is_not_finite_stops_with_the_part_and_the_step(
+    recipe: Make, store: TargetStore, tmp_path: Path
+) -> None:
+    wild = recipe({"optimizer.learning_rate": 1e30, "schedule": {"kind": "multi_step", "epochs": []}})
+    with pytest.raises(RunError, match=r"step \d+: (kd|rank)\.[a-z-]+ is (nan|inf)"):
+        fit(runs.begin(wild, [store.path], tmp_path / "run"))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "transformer"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_student_trains_in_every_precision(
+    recipe: Make, store: TargetStore, tmp_path: Path, kind: str, precision: str
+) -> None:
+    run = runs.begin(
+        recipe({"epochs": 1, "student.kind": kind, "precision": precision}), [store.path], tmp_path / "run"
+    )
+    fit(run)
+    assert run.record["finished"]

@@ -1,0 +1,1 @@
+"""Train students from target stores."""

@@ -1,0 +1,95 @@
+"""Embeddings: of rows of a store, and of its validation and test splits as a student store, which `eval` reads."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from contract.encoding import Float32
+from contract.manifest import Rows
+from contract.schema import Field, FieldSet, shard_rows
+from contract.store import Quarantined, TargetStore
+from trainer.device import Device
+from trainer.streams import Input
+
+SPLITS = ("val", "test")
+FIELDSET = "student"
+BATCH_SIZE = 256
+
+Embeddings = npt.NDArray[np.float32]
+
+
+@torch.no_grad()
+def embed(
+    student: nn.Module, store: TargetStore, modality: str, input_: Input, rows: Rows, device: Device
+) -> Embeddings:
+    """The student's embeddings of these rows, float32 [n, D], unit length."""
+    was_training = student.training
+    student.eval()
+    embeddings = []
+    for start in range(0, len(rows), BATCH_SIZE):
+        tokens = input_.load(store, rows[start : start + BATCH_SIZE]).to(device.name)
+        with device.autocast():
+            named = student({modality: tokens})
+        embeddings.append(named[f"{modality}/embedding"].float().cpu())
+    student.train(was_training)
+    found: Embeddings = torch.cat(embeddings).numpy()
+    return found
+
+
+def write_student_store(
+    path: Path,
+    student: nn.Module,
+    store: TargetStore,
+    inputs: Mapping[str, Input],
+    provenance: Mapping[str, Any],
+    device: Device,
+    splits: Sequence[str] = SPLITS,
+) -> bool:
+    """Write a store with every item of these splits and its `embedding`; False if they have no items."""
+    manifest = store.manifest.select(splits)
+    modalities = [modality for modality in inputs if manifest.num_rows(modality)]
+    if not modalities:
+        return False
+    shutil.rmtree(path, ignore_errors=True)  # of an earlier attempt: all of it is made again from the checkpoint
+    written = TargetStore.create(path, manifest)
+    for modality in modalities:
+        input_ = inputs[modality]
+        rows = np.sort(np.concatenate([store.manifest.rows(modality, split) for split in splits]))
+        width = embed(student, store, modality, input_, rows[:1], device).shape[1]
+        field = Field(name="embedding", shape=(width,), encoding=Float32(), about={"norm": 1.0})
+        fieldset = FieldSet(
+            name=FIELDSET,
+            modality=modality,
+            fields=(field,),
+            batch_size=BATCH_SIZE,
+            rows_per_shard=shard_rows((field,)),
+            provenance=provenance,
+        )
+        written.add(fieldset)
+        faults = {entry.row: entry for entry in store.quarantined(input_.key)}
+        for shard in tqdm(range(written.num_shards(fieldset.key)), f"embed {modality}", file=sys.stderr):
+            new_rows = written.shard_rows(fieldset.key, shard)
+            old_rows = rows[new_rows.start : new_rows.stop]
+            embeddings = embed(student, store, modality, input_, old_rows, device)
+            quarantined = [
+                _moved(faults[old], new)
+                for old, new in zip(old_rows.tolist(), new_rows, strict=True)
+                if old in faults
+            ]
+            embeddings[[entry.row - new_rows.start for entry in quarantined]] = 0
+            written.write_shard(fieldset.key, shard, {"embedding": embeddings}, quarantined)
+    return True
+
+
+def _moved(entry: Quarantined, row: int) -> Quarantined:
+    return Quarantined(row=row, id=entry.id, file=entry.file, reason=entry.reason)

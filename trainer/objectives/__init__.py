@@ -1,0 +1,13 @@
+"""Objectives: each a configuration, its module, and one line here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from trainer.objectives.infonce import InfoNce
+from trainer.objectives.kd_kl import KdKl
+from trainer.objectives.ranking import Ranking
+
+Objective = Annotated[KdKl | Ranking | InfoNce, Field(discriminator="kind")]

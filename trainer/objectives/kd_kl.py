@@ -1,0 +1,61 @@
+"""Knowledge distillation: the teacher's soft targets of the anchor, for both members of each pair.
+
+    L_KD = 1/M sum_m  T^2 / B sum_i  KL( softmax(g_i / T) || softmax(f_m(x_i^m) / T) )
+
+with M = 2 modalities in a batch, KL summed over classes, g the stored logits of the anchor (the image), f_m the
+student's logits. Aytar et al. 2017, "See, Hear, and Read" (arXiv 1706.00932), where T = 1; the factor T^2
+keeps the gradient's size (Hinton et al. 2015, arXiv 1503.02531).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainer.batch import Batch, Forward
+from trainer.ranges import NotNegative, Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class KdKl:
+    """KL divergence from the teacher's class distribution; `target` names an entry of the recipe's targets."""
+
+    kind: Literal["kd_kl"] = "kd_kl"
+    weight: NotNegative = 1.0
+    target: str = "logits"
+    temperature: Positive = 1.0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The targets that must be in every stream."""
+        return (self.target,)
+
+    def build(self) -> KdKlLoss:
+        """The objective as a module."""
+        return KdKlLoss(self)
+
+
+class KdKlLoss(nn.Module):
+    """One part per modality; they add up to L_KD."""
+
+    def __init__(self, config: KdKl) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, batch: Batch, forward: Forward) -> dict[str, Tensor]:
+        """Targets float [B, C] and the student's logits [B, C] -> float32 scalars."""
+        teacher = self._log_probabilities(batch.targets[self.config.target]).detach()
+        scale = self.config.temperature**2 / len(batch.pair)
+        parts = {}
+        for modality in batch.pair:
+            student = self._log_probabilities(forward.main[f"{modality}/logits"])
+            divergence = (teacher.exp() * (teacher - student)).sum(-1)
+            parts[modality] = scale * divergence.mean()
+        return parts
+
+    def _log_probabilities(self, logits: Tensor) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            return (logits.float() / self.config.temperature).log_softmax(-1)

@@ -1,0 +1,213 @@
+"""A run: its folder, its recipe and the streams it reads; how one is begun and how one is resumed.
+
+RUN/config.yaml        the resolved recipe
+    run.json           recipe, stores with their fingerprints, trained pairs, versions, whether it is finished
+    metrics.jsonl      one JSON object per logged step, and per validation
+    last.safetensors   the state after the last epoch; best.safetensors: after the best one
+    embeddings/        a student store per dataset
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+from contract import config
+from contract.errors import ConfigError, RunError, StoreError
+from contract.schema import difference
+from contract.shard import replace_file
+from contract.store import TargetStore, newest_store
+from trainer.recipes import Recipe
+from trainer.resolve import resolve
+from trainer.streams import Streams
+
+STORES = Path("stores")
+RUNS = Path("runs")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that can be trained; `record` is the content of run.json."""
+
+    path: Path
+    recipe: Recipe
+    streams: Streams
+    record: Record
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def last(self) -> Path:
+        """The state after the last epoch."""
+        return self.path / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The state after the best epoch."""
+        return self.path / "best.safetensors"
+
+    def embeddings(self, dataset: str) -> Path:
+        """The student store of one dataset."""
+        return self.path / "embeddings" / f"{dataset}.zarr"
+
+    def create(self) -> None:
+        """Make the folder, unless this is a run that is continued."""
+        if not (self.path / "run.json").exists():
+            self.path.mkdir(parents=True)
+            replace_file(self.path / "config.yaml", config.dump(self.recipe).encode())
+            _write_record(self.path, self.record)
+
+    def finish(self) -> None:
+        """Mark the run finished."""
+        self.record["finished"] = True
+        _write_record(self.path, self.record)
+
+
+def begin(recipe: Recipe, store_paths: Sequence[Path], path: Path | None) -> Run:
+    """A new run, in `path` or in the next free folder under runs/; nothing is written yet."""
+    if path is not None and path.exists():
+        raise RunError(f"{path} exists; continue it with --resume, or give another --run")
+    streams = resolve(recipe, open_stores(recipe, store_paths))
+    path = path or next_path(RUNS, recipe.name, "+".join(trained(streams)))
+    record = {
+        "recipe": recipe.name,
+        "stores": _describe_stores(streams),
+        "trained": trained(streams),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": False,
+        "versions": _versions(),
+    }
+    return Run(path=path, recipe=recipe, streams=streams, record=record)
+
+
+def resume(
+    path: Path | None, store_paths: Sequence[Path], recipe_file: Path | None = None, overrides: Sequence[str] = ()
+) -> Run:
+    """The run in `path`, or the newest unfinished one; a recipe that is given again must be the run's own."""
+    path = path or newest_unfinished(RUNS)
+    record = _read_record(path)
+    recipe = config.load(path / "config.yaml", Recipe)
+    asked = config.load(recipe_file or path / "config.yaml", Recipe, overrides)
+    changed = difference(config.tree(asked), config.tree(recipe))
+    if changed:
+        raise ConfigError(f"{path} was begun with another recipe: {changed}; a resumed run keeps its own")
+    stores = open_stores(recipe, store_paths or [Path(entry["path"]) for entry in record["stores"]])
+    streams = resolve(recipe, stores)
+    _require_same_stores(record, _describe_stores(streams))
+    return Run(path=path, recipe=recipe, streams=streams, record=record)
+
+
+def open_stores(recipe: Recipe, paths: Sequence[Path]) -> list[TargetStore]:
+    """The stores given and those that the recipe's streams name; without any, the newest under stores/."""
+    streams = () if recipe.streams == "auto" else recipe.streams
+    named = [Path(stream.store) for stream in streams if (Path(stream.store) / "precept").is_dir() and stream.store]
+    chosen = [*paths, *named]
+    if not chosen:
+        chosen = [newest_store(STORES)]
+        print(f"store: {chosen[0]} (the newest under {STORES}/)", file=sys.stderr)
+    return [_open(path, recipe.expect) for path in dict.fromkeys(chosen)]
+
+
+def next_path(folder: Path, recipe: str, dataset: str) -> Path:
+    """FOLDER/<recipe>-<dataset>-<the next free number>."""
+    pattern = re.compile(rf"{re.escape(recipe)}-{re.escape(dataset)}-(\d+)")
+    matches = [pattern.fullmatch(path.name) for path in folder.glob("*")]
+    highest = max((int(match[1]) for match in matches if match), default=0)
+    return folder / f"{recipe}-{dataset}-{highest + 1:03d}"
+
+
+def newest_unfinished(folder: Path) -> Path:
+    """The unfinished run under `folder` whose files changed last."""
+    paths = [path.parent for path in folder.glob("*/run.json")]
+    unfinished = [path for path in paths if not _read_record(path)["finished"]]
+    if not unfinished:
+        raise RunError(f"no unfinished run under {folder}/; `trainer run` starts a new one")
+    return max(unfinished, key=lambda path: max(file.stat().st_mtime for file in path.iterdir()))
+
+
+def trained(streams: Streams) -> dict[str, list[str]]:
+    """{dataset: its pair kinds}."""
+    kinds: dict[str, list[str]] = {}
+    for stream in streams.streams:
+        known = kinds.setdefault(stream.store.manifest.dataset, [])
+        if stream.kind not in known:
+            known.append(stream.kind)
+    return kinds
+
+
+def _open(path: Path, expect: Mapping[str, Mapping[str, Any]]) -> TargetStore:
+    store = TargetStore.open(path)
+    if not expect:
+        return store
+    full = {}
+    for reference, parts in expect.items():
+        modality, slash, name = reference.partition("/")
+        if not slash:
+            raise ConfigError(f"expect: {reference!r} is not a field; expected one such as image/{reference}")
+        full[store.find(modality, name)] = parts
+    return TargetStore.open(path, expect=full)
+
+
+def _describe_stores(streams: Streams) -> list[Record]:
+    described = []
+    for store, _ in streams.stores():
+        keys = sorted({key for stream in streams.streams if stream.store is store for key in stream.keys})
+        fieldsets = {key: store.fieldsets[key] for key in keys}
+        described.append(
+            {
+                "path": str(store.path),
+                "dataset": store.manifest.dataset,
+                "fingerprints": {"manifest": store.manifest.fingerprint}
+                | {key: fieldset.fingerprint for key, fieldset in fieldsets.items()},
+                "made_of": {key: fieldset.identity for key, fieldset in fieldsets.items()},
+            }
+        )
+    # Through JSON, so that what is written down and what is read back compare equal.
+    return cast(list[Record], json.loads(json.dumps(described)))
+
+
+def _require_same_stores(record: Record, found: Sequence[Record]) -> None:
+    """Raise `StoreError` if a store is not the one that the run was begun with, and say which part differs."""
+    recorded = record["stores"]
+    if [entry["dataset"] for entry in found] != [entry["dataset"] for entry in recorded]:
+        options = " ".join(f"--store {entry['path']}" for entry in recorded)
+        raise StoreError(f"the run was begun with other stores: {options}")
+    for now, then in zip(found, recorded, strict=True):
+        for part, fingerprint in then["fingerprints"].items():
+            if now["fingerprints"].get(part) != fingerprint:
+                what = difference(now["made_of"].get(part), then["made_of"].get(part))
+                raise StoreError(
+                    f"{now['path']} is not the store that this run was begun with: {part} differs: "
+                    f"{what or 'other items, captions, splits or pairs'}; give that store, or begin a new run"
+                )
+
+
+def _read_record(path: Path) -> Record:
+    try:
+        return cast(Record, json.loads((path / "run.json").read_text()))
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: no run there (it has no run.json)") from error
+    except ValueError as error:
+        raise RunError(f"{path / 'run.json'}: damaged: {error}") from error
+
+
+def _write_record(path: Path, record: Record) -> None:
+    replace_file(path / "run.json", (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "numpy", "zarr", "safetensors")
+    python = ".".join(str(part) for part in sys.version_info[:3])
+    return {"python": python, **{package: version(package) for package in packages}}

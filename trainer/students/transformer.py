@@ -1,0 +1,73 @@
+"""A student whose shared trunk is a transformer over either modality's tokens.
+
+    tokens --adapter_m--> [B, T, W] --shared blocks--> [B, T, W] --shared pool--> [B, W] -> [B, D] -> logits [B, C]
+
+Sharing all blocks between modalities follows Aytar et al. 2017 (arXiv 1706.00932) with their MLP replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.batch import Tokens
+from trainer.ranges import Count, Positive, Share
+from trainer.students.adapters import AdapterConfig, Adapters, InputShape
+from trainer.students.layers import Block, Pooling, head_width, pool, unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerStudent:
+    """`depth` shared blocks of `width` W, pooled into an embedding of `embedding_dim` D."""
+
+    kind: Literal["transformer"] = "transformer"
+    width: Count = 256
+    embedding_dim: Count = 512
+    depth: Count = 2
+    num_heads: Count = 4
+    mlp_ratio: Positive = 2.0
+    pooling: Pooling = "attention"
+    dropout: Share = 0.1
+    adapters: Mapping[str, AdapterConfig]
+
+    def __post_init__(self) -> None:
+        """Refuse heads that can't share the width."""
+        head_width(self.width, self.num_heads)
+        for adapter in self.adapters.values():
+            adapter.require_width(self.width)
+
+    def build(self, shapes: Mapping[str, InputShape], num_classes: int) -> Transformer:
+        """The student for these modalities, randomly initialised; without classes it has no logits."""
+        return Transformer(self, shapes, num_classes)
+
+
+class Transformer(nn.Module):
+    """The student as a module."""
+
+    def __init__(self, config: TransformerStudent, shapes: Mapping[str, InputShape], num_classes: int) -> None:
+        super().__init__()
+        self.adapters = Adapters(config.adapters, shapes, config.width)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.num_heads, config.mlp_ratio, config.dropout) for _ in range(config.depth)
+        )
+        self.pool = pool(config.pooling, config.width, config.num_heads)
+        self.project = nn.Linear(config.width, config.embedding_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classify = nn.Linear(config.embedding_dim, num_classes) if num_classes else None
+
+    def forward(self, inputs: Mapping[str, Tokens]) -> dict[str, Tensor]:
+        """For each modality m in `inputs`: "m/embedding" float32 [B, D], unit length, and "m/logits" [B, C]."""
+        named = {}
+        for modality, tokens in inputs.items():
+            x, mask = self.adapters(modality, tokens)
+            for block in self.blocks:
+                x = block(x, mask)
+            hidden = self.project(self.dropout(self.pool(x, mask)))
+            named[f"{modality}/embedding"] = unit(hidden)
+            if self.classify is not None:
+                named[f"{modality}/logits"] = self.classify(self.dropout(F.gelu(hidden)))
+        return named
