@@ -32,10 +32,10 @@ class HuggingFaceText:
 
     kind: Literal["huggingface_text"] = "huggingface_text"
     model: str
-    layer: Literal["embeddings", "last"] = "last"
+    layer: Literal["embeddings", "last"] = "embeddings"
     max_length: int = 32
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: int = 128
+    batch_size: int = 256
     encodings: dict[Literal["token_embeddings"], Encoding] = field(default_factory=dict)
 
     def view(self) -> TextView:

