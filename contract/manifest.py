@@ -136,6 +136,16 @@ class Manifest:
                 return _join(left, right)
         return np.empty((0, 2), np.int64)
 
+    def positives_among(self, first: str, second: str, rows: Mapping[str, Rows]) -> Rows:
+        """The positives whose ends are both among `rows` (int64 [n] by modality), as positions in these, [p, 2]."""
+        pairs, places = self.positives(first, second), []
+        for side, modality in enumerate((first, second)):
+            place = np.full(self.num_rows(modality), -1, dtype=np.int64)
+            place[rows[modality]] = np.arange(len(rows[modality]))
+            places.append(place[pairs[:, side]])
+        positions: Rows = np.stack(places, axis=1)
+        return positions[(positions >= 0).all(axis=1)]
+
     def select(self, splits: Sequence[str]) -> Manifest:
         """The items of these splits and the pairs among them, rows renumbered."""
         new_rows: dict[str, Rows] = {}

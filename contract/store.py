@@ -109,9 +109,13 @@ class TargetStore:
             for metadata in sorted((path / modality).glob("*/zarr.json")):
                 fieldset = _read_fieldset(metadata)
                 store.fieldsets[fieldset.key] = fieldset
-        for reference, parts in (expect or {}).items():
-            store._check_expectation(reference, parts)
+        store.require(expect or {})
         return store
+
+    def require(self, expect: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise `StoreError` for the first expectation, as in `open`, that the store contradicts."""
+        for reference, parts in expect.items():
+            self._check_expectation(reference, parts)
 
     def require_manifest(self, manifest: Manifest) -> None:
         """Raise `StoreError` unless the store is one of this dataset in this state."""

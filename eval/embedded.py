@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from contract.embeddings import FIELD, FIELDSET
 from contract.errors import DataError
 from contract.manifest import Manifest
-from eval.runs import FIELD, FIELDSET, Student
+from eval.runs import Student
 
 Rows = npt.NDArray[np.int64]
 
@@ -39,23 +40,18 @@ class Embedded:
 
     def positives(self, first: str, second: str) -> Rows:
         """Every (item of first, item of second) that belong together, int64 [p, 2], as positions in `items`."""
-        pairs = self.manifest.positives(first, second)
-        places = [self._places(modality)[pairs[:, side]] for side, modality in enumerate((first, second))]
-        kept = (places[0] >= 0) & (places[1] >= 0)
-        return np.stack(places, axis=1)[kept]
-
-    def _places(self, modality: str) -> Rows:
-        """Manifest row -> position in `items`, -1 for rows that are not evaluated."""
-        rows = self.items[modality].rows
-        places = np.full(self.manifest.num_rows(modality), -1, dtype=np.int64)
-        places[rows] = np.arange(len(rows))
-        return places
+        rows = {modality: items.rows for modality, items in self.items.items()}
+        return self.manifest.positives_among(first, second, rows)
 
 
 def load(student: Student, *, split: str | None, language: str, say: Callable[[str], None]) -> Embedded:
     """Read a split's embeddings; without a `split` it is test, or val where nothing is in test."""
     split = split or _default_split(student, say)
     _check_split(student, split)
+    if split in student.train_splits:
+        raise DataError(
+            f"{student.run} was trained on split {split!r} of {student.dataset}: it can't be evaluated on it"
+        )
     if "text" in student.modalities:
         _check_language(student, split, language)
     else:

@@ -11,23 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from contract import embeddings
+from contract.embeddings import FIELDSET
 from contract.errors import RunError, StoreError
 from contract.manifest import MODALITIES, pair_kind
 from contract.store import TargetStore
 
-FIELDSET = "student"
-FIELD = "embedding"
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Student:
-    """A finished run's embeddings of one dataset; `trained` holds the pair kinds it was trained on."""
+    """A finished run's embeddings of one dataset.
+
+    `trained` holds the pair kinds that the run was trained on, `train_splits` the splits of this dataset.
+    """
 
     run: Path
     recipe: str
     dataset: str
     store: TargetStore
     trained: frozenset[str]
+    train_splits: frozenset[str]
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -56,13 +59,15 @@ def open_student(run: Path, dataset: str | None) -> Student:
         raise RunError(f"{run}: no run there (it has no run.json); `trainer run` makes one")
     if not _is_finished(run):
         raise _unfinished(run)
-    known = _datasets(run)
+    known = embeddings.datasets(run)
+    if not known:
+        raise RunError(f"{run} has no embeddings: its datasets have no items in the splits val and test")
     if dataset is None and len(known) > 1:
         raise RunError(f"{run} embedded several datasets: {', '.join(known)}; choose one with --dataset")
     if dataset is not None and dataset not in known:
         raise RunError(f"{run} has no embeddings of dataset {dataset!r}; it has: {', '.join(known)}")
     name = dataset or known[0]
-    store = TargetStore.open(run / "embeddings" / f"{name}.zarr")
+    store = TargetStore.open(embeddings.path(run, name))
     return _student(run, name, store)
 
 
@@ -77,23 +82,21 @@ def _student(run: Path, dataset: str, store: TargetStore) -> Student:
                 f"{_remedy(run)}"
             )
     provenance = store.fieldsets[keys[0]].provenance
-    if "trained" not in provenance:
-        raise StoreError(f"{store.path}: {keys[0]} does not say which pairs were trained on; {_remedy(run)}")
+    for part in ("trained", "train_splits"):
+        if part not in provenance:
+            raise StoreError(f"{store.path}: {keys[0]} does not say what was trained on: it has no {part!r}")
     return Student(
         run=run,
         recipe=str(_read(run).get("recipe", "")),
         dataset=dataset,
         store=store,
         trained=frozenset(provenance["trained"]),
+        train_splits=frozenset(provenance["train_splits"]),
     )
 
 
 def _is_finished(run: Path) -> bool:
-    return bool(_read(run).get("finished")) and bool(_datasets(run))
-
-
-def _datasets(run: Path) -> list[str]:
-    return sorted(path.stem for path in (run / "embeddings").glob("*.zarr"))
+    return bool(_read(run).get("finished"))
 
 
 def _read(run: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from contract.embeddings import FIELD, FIELDSET, SPLITS
 from contract.encoding import Float32
 from contract.manifest import Rows
 from contract.schema import Field, FieldSet, shard_rows
@@ -21,8 +22,6 @@ from contract.store import Quarantined, TargetStore
 from trainer.device import Device
 from trainer.streams import Input
 
-SPLITS = ("val", "test")
-FIELDSET = "student"
 BATCH_SIZE = 256
 
 Embeddings = npt.NDArray[np.float32]
@@ -49,14 +48,14 @@ def embed(
 def write_student_store(
     path: Path,
     student: nn.Module,
+    width: int,
     store: TargetStore,
     inputs: Mapping[str, Input],
     provenance: Mapping[str, Any],
     device: Device,
-    splits: Sequence[str] = SPLITS,
 ) -> bool:
-    """Write a store with every item of these splits and its `embedding`; False if they have no items."""
-    manifest = store.manifest.select(splits)
+    """Write a store with every item of val and test and its embedding [width]; False if there are none."""
+    manifest = store.manifest.select(SPLITS)
     modalities = [modality for modality in inputs if manifest.num_rows(modality)]
     if not modalities:
         return False
@@ -64,9 +63,8 @@ def write_student_store(
     written = TargetStore.create(path, manifest)
     for modality in modalities:
         input_ = inputs[modality]
-        rows = np.sort(np.concatenate([store.manifest.rows(modality, split) for split in splits]))
-        width = embed(student, store, modality, input_, rows[:1], device).shape[1]
-        field = Field(name="embedding", shape=(width,), encoding=Float32(), about={"norm": 1.0})
+        rows = np.sort(np.concatenate([store.manifest.rows(modality, split) for split in SPLITS]))
+        field = Field(name=FIELD, shape=(width,), encoding=Float32(), about={"norm": 1.0})
         fieldset = FieldSet(
             name=FIELDSET,
             modality=modality,
@@ -87,7 +85,7 @@ def write_student_store(
                 if old in faults
             ]
             embeddings[[entry.row - new_rows.start for entry in quarantined]] = 0
-            written.write_shard(fieldset.key, shard, {"embedding": embeddings}, quarantined)
+            written.write_shard(fieldset.key, shard, {FIELD: embeddings}, quarantined)
     return True
 
 

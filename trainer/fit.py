@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from contract import fingerprint
+from contract import embeddings, fingerprint
 from contract.errors import RunError
-from contract.store import TargetStore
 from trainer.batch import Batch, Forward
 from trainer.device import Device
 from trainer.embed import write_student_store
@@ -26,7 +25,6 @@ from trainer.metrics import Metrics
 from trainer.recipes import Recipe
 from trainer.runs import Run
 from trainer.state import State
-from trainer.streams import Streams
 from trainer.validate import ValidationSet, validation_sets
 
 
@@ -37,25 +35,25 @@ def fit(run: Run) -> None:
     run.create()
     if run.last.exists():
         state.restore(run.last)
-    validation = validation_sets(streams, recipe.validation.split, recipe.languages)
+    validation = validation_sets(streams, recipe.languages)
     if not validation:
-        print(
-            f"no pairs in split {recipe.validation.split!r}: no validation, `best` is the last epoch",
-            file=sys.stderr,
-        )
+        print("no pairs in split val: no validation, `best` is the last epoch", file=sys.stderr)
     _train(run, state, validation)
     state.restore_student(run.best)
-    for store, inputs in streams.stores():
+    for store, inputs in streams.stores:
         provenance = {
             "recipe": {"name": recipe.name, "weights": fingerprint.of_file(run.best)},
             "run": str(run.path),
             "checkpoint": "best",
             "store": str(store.path),
-            "trained": run.record["trained"][store.manifest.dataset],
-            "train_ids": _train_ids(store, streams),
+            "trained": sorted({stream.kind for stream in streams.streams}),
+            "train_splits": sorted({stream.split for stream in streams.streams if stream.store is store}),
         }
-        path = run.embeddings(store.manifest.dataset)
-        write_student_store(path, state.student, store, inputs, provenance, state.device)
+        path = embeddings.path(run.path, store.manifest.dataset)
+        if not write_student_store(
+            path, state.student, recipe.student.embedding_dim, store, inputs, provenance, state.device
+        ):
+            print(f"{store.path}: no items in val or test: nothing to evaluate", file=sys.stderr)
     run.finish()
 
 
@@ -63,8 +61,6 @@ def _train(run: Run, state: State, validation: Mapping[str, ValidationSet]) -> N
     recipe, streams = run.recipe, run.streams
     per_epoch = streams.steps_per_epoch
     num_steps = recipe.epochs * per_epoch
-    student = torch.compile(state.student) if recipe.compile else state.student
-    assert isinstance(student, nn.Module)
     state.student.train()
     with (
         Metrics(run.metrics, state.step) as metrics,
@@ -72,7 +68,7 @@ def _train(run: Run, state: State, validation: Mapping[str, ValidationSet]) -> N
     ):
         for batch in streams.prefetched(state.step, num_steps):
             rate = recipe.optimizer.learning_rate * recipe.schedule.factor(state.step, num_steps, per_epoch)
-            parts = update(state, student, recipe, batch.to(state.device.name), rate)
+            parts = update(state, recipe, batch.to(state.device.name), rate)
             metrics.add(parts, batch.num_rows)
             bar.update()
             epoch_ends = state.step % per_epoch == 0
@@ -84,23 +80,23 @@ def _train(run: Run, state: State, validation: Mapping[str, ValidationSet]) -> N
                 _end_epoch(run, state, validation, metrics, state.step // per_epoch)
 
 
-def update(
-    state: State, student: nn.Module, recipe: Recipe, batch: Batch, learning_rate: float
-) -> dict[str, float]:
+def update(state: State, recipe: Recipe, batch: Batch, learning_rate: float) -> dict[str, float]:
     """One step; gives the value of every part, "objective.part", before its weight."""
-    forward = Forward(student, batch)
+    forward = Forward(state.student, batch)
     parts: dict[str, Tensor] = {}
     loss = torch.zeros((), device=state.device.name)
     with state.device.autocast():
-        for name, objective in state.objectives.items():
+        for (name, config), objective in zip(recipe.objectives.items(), state.objectives, strict=True):
             for part, value in objective(batch, forward).items():
                 parts[f"{name}.{part}"] = value
-                loss = loss + recipe.objectives[name].weight * value
+                loss = loss + config.weight * value
     values = dict(zip(parts, torch.stack(list(parts.values())).tolist(), strict=True))
     _require_finite(values, state.step + 1)
     state.optimizer.zero_grad()
     torch.autograd.backward(loss)
-    nn.utils.clip_grad_norm_(state.student.parameters(), recipe.gradient_clip)
+    learned = [*state.student.parameters(), *state.objectives.parameters()]
+    norm = nn.utils.clip_grad_norm_(learned, recipe.gradient_clip)
+    _require_finite({"the gradient's norm": norm.item()}, state.step + 1)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
     state.optimizer.step()
@@ -136,19 +132,9 @@ def _end_epoch(
             for direction, values in by_direction.items()
         ]
         mark = " (best)" if is_best else ""
-        tqdm.write(f"epoch {epoch}: {recipe.validation.split} {metric}: {', '.join(shown)}{mark}", file=sys.stderr)
+        tqdm.write(f"epoch {epoch}: val {metric}: {', '.join(shown)}{mark}", file=sys.stderr)
     # `best` first: a kill between the two then repeats an epoch instead of losing its best.
     if is_best:
         state.save(run.best)
     state.save(run.last)
     metrics.restart_clock()
-
-
-def _train_ids(store: TargetStore, streams: Streams) -> str:
-    """Fingerprint of the ids of everything that the streams draw from this store."""
-    ids: dict[str, list[str]] = {}
-    for stream in streams.streams:
-        if stream.store is store:
-            for modality, rows in zip(stream.pair, (stream.anchors, np.unique(stream.partners)), strict=True):
-                ids[f"{stream.kind}/{modality}"] = store.manifest.column(modality, "id", rows)
-    return fingerprint.of_tree(ids)

@@ -45,11 +45,13 @@ class AdamW:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """Retrieval on `split` every so many epochs; `metric` (mean of the trained directions) picks `best`."""
+    """Retrieval on the split val every so many epochs; `metric` (mean of the trained directions) picks `best`.
 
-    split: str = "val"
+    `rsum` is R@1 + R@5 + R@10: on a few hundred validation items it is steadier than any one of them.
+    """
+
     every_epochs: Count = 1
-    metric: Literal["R@1", "R@5", "R@10"] = "R@10"
+    metric: Literal["R@1", "R@5", "R@10", "rsum"] = "rsum"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +70,15 @@ class Recipe:
     streams: Literal["auto"] | tuple[StreamConfig, ...] = "auto"
     languages: Literal["all"] | tuple[str, ...] = ("en",)
     student: Student
-    objectives: Annotated[Mapping[str, Objective], Field(min_length=1)]
+    objectives: Annotated[
+        Mapping[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], Objective], Field(min_length=1)
+    ]
     optimizer: AdamW = field(default_factory=AdamW)
     schedule: Schedule
     batch_size: Annotated[int, Field(ge=2)] = 256  # objectives compare the rows of a batch
     epochs: Count
     gradient_clip: Positive = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     validation: Validation = field(default_factory=Validation)
     log_every_steps: Count = 10
-    compile: bool = False

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from contract.errors import ConfigError, DataError
 from contract.manifest import Rows
+from contract.schema import difference
 from contract.store import TargetStore
 from trainer.recipes import Recipe, StreamConfig
 from trainer.streams import Input, Stream, Streams
@@ -22,13 +25,20 @@ def resolve(recipe: Recipe, stores: Sequence[TargetStore]) -> Streams:
         _require_targets(recipe, stream)
         streams.append(stream)
     _require_one_store_per_dataset(streams)
+    _require_one_maker_per_adapter(streams)
     if not streams:
         raise DataError(
             f"{', '.join(str(store.path) for store in stores)}: no pairs of an image with a modality that "
             f"recipe {recipe.name} reads ({', '.join(recipe.inputs)}); the stores pair: "
             f"{', '.join(sorted({kind for store in stores for kind in store.manifest.pairs})) or 'nothing'}"
         )
-    return Streams(streams, recipe.batch_size, recipe.seed)
+    for store in stores:
+        if not any(stream.store is store for stream in streams):
+            raise ConfigError(
+                f"{store.path} was given, but no stream of recipe {recipe.name} reads it: it pairs "
+                f"{', '.join(store.manifest.pairs) or 'nothing'}; leave it out"
+            )
+    return Streams(streams, _embedded_inputs(recipe, streams), recipe.batch_size, recipe.seed)
 
 
 def usable_rows(
@@ -55,15 +65,16 @@ def usable_pairs(
 
 
 def _chosen(recipe: Recipe, stores: Sequence[TargetStore]) -> Iterator[tuple[StreamConfig, TargetStore]]:
-    """Each stream to be read with its store."""
+    """Each stream to be read with its store; `auto` takes what the recipe reads and some encoder has computed."""
     if recipe.streams == "auto":
         for store in stores:
+            present = {fieldset.modality for fieldset in store.fieldsets.values()} & set(recipe.inputs)
             for kind in store.manifest.pairs:
-                if "image" in kind.split("-") and all(modality in recipe.inputs for modality in kind.split("-")):
+                if "image" in kind.split("-") and present.issuperset(kind.split("-")):
                     yield StreamConfig(pair=kind), store
         return
     for number, config in enumerate(recipe.streams):
-        named = [s for s in stores if config.store in ("", str(s.path), s.manifest.dataset)]
+        named = [s for s in stores if config.store in ("", s.manifest.dataset) or Path(config.store) == s.path]
         having = [store for store in named if config.pair in store.manifest.pairs]
         if not having:
             raise ConfigError(
@@ -76,21 +87,25 @@ def _chosen(recipe: Recipe, stores: Sequence[TargetStore]) -> Iterator[tuple[Str
 
 def _stream(recipe: Recipe, config: StreamConfig, store: TargetStore) -> Stream:
     first, second = config.pair.split("-")
-    inputs = {modality: _input(recipe, config, store, modality) for modality in (first, second)}
+    names = {**recipe.inputs, **config.inputs}
+    inputs = {modality: _input(names, store, modality, config.pair) for modality in (first, second)}
     targets = {name: store.find(first, field) for name, field in {**recipe.targets, **config.targets}.items()}
+    for name, reference in targets.items():
+        _require_dimensions(store, reference, f"targets.{name}", (1,))
     keys = {input_.key for input_ in inputs.values()} | {ref.rpartition("/")[0] for ref in targets.values()}
     store.require_complete(sorted(keys))
     pairs = usable_pairs(store, (first, second), sorted(keys), config.split, recipe.languages)
-    if len(pairs) < 2:
-        raise DataError(
-            f"{store.path}: {len(pairs)} usable {config.pair} pairs in split {config.split!r} for languages "
-            f"{recipe.languages}; the manifest has splits {store.manifest.splits(first)} and languages "
-            f"{store.manifest.languages()}"
-        )
     anchors, starts = np.unique(pairs[:, 0], return_index=True)
+    if len(anchors) < 2:
+        raise DataError(
+            f"{store.path}: {len(anchors)} {first} items with a usable {second} ({config.pair}) in split {config.split!r} for "
+            f"languages {recipe.languages}, and a batch compares at least two; the manifest has splits "
+            f"{store.manifest.splits(first)} and languages {store.manifest.languages()}"
+        )
     return Stream(
         store=store,
         pair=(first, second),
+        split=config.split,
         inputs=inputs,
         targets=targets,
         weight=config.weight,
@@ -100,15 +115,65 @@ def _stream(recipe: Recipe, config: StreamConfig, store: TargetStore) -> Stream:
     )
 
 
-def _input(recipe: Recipe, config: StreamConfig, store: TargetStore, modality: str) -> Input:
+def _input(names: Mapping[str, str], store: TargetStore, modality: str, pair: str) -> Input:
     """The modality's field, and the lengths that its FieldSet keeps beside it, if any."""
-    names = {**recipe.inputs, **config.inputs}
     if modality not in names:
-        raise ConfigError(f"stream {config.pair}: `inputs` has no {modality}, only {', '.join(names)}")
+        raise ConfigError(f"stream {pair}: `inputs` has no {modality}, only {', '.join(names)}")
     values = store.find(modality, names[modality])
+    _require_dimensions(store, values, f"inputs.{modality}", (1, 2))
     key = values.rpartition("/")[0]
     has_length = any(field.name == "length" for field in store.fieldsets[key].fields)
     return Input(values=values, length=f"{key}/length" if has_length else "")
+
+
+def _embedded_inputs(recipe: Recipe, streams: Sequence[Stream]) -> list[tuple[TargetStore, dict[str, Input]]]:
+    """For each store, the input of every modality that the run trains an adapter for and the store can feed it.
+
+    A store of image-audio pairs may hold captions as well, which another store's pairs teach to read.
+    """
+    trained = {modality for stream in streams for modality in stream.pair}
+    found: dict[str, tuple[TargetStore, dict[str, Input]]] = {}
+    for stream in streams:
+        _, inputs = found.setdefault(str(stream.store.path), (stream.store, {}))
+        inputs.update(stream.inputs)
+    for store, inputs in found.values():
+        for modality in sorted(trained - inputs.keys()):
+            if any(fieldset.modality == modality for fieldset in store.fieldsets.values()):
+                inputs[modality] = _input(recipe.inputs, store, modality, "-".join(sorted(trained)))
+                store.require_complete([inputs[modality].key])
+    return list(found.values())
+
+
+def _require_dimensions(store: TargetStore, reference: str, key: str, allowed: tuple[int, ...]) -> None:
+    shape = store.field(reference).shape
+    if len(shape) not in allowed:
+        what = "a vector for each item" if allowed == (1,) else "a vector or a sequence of vectors for each item"
+        raise ConfigError(f"{key}: {store.path} has {reference} of shape {list(shape)}, and {what} is expected")
+
+
+def _require_one_maker_per_adapter(streams: Sequence[Stream]) -> None:
+    """Raise `ConfigError` where one adapter, or one target, would be fed by two different encoders."""
+    made: dict[str, tuple[Stream, str]] = {}
+    for stream in streams:
+        inputs = {f"input {modality}": input_.values for modality, input_ in stream.inputs.items()}
+        for use, reference in [*inputs.items(), *((f"target {name}", ref) for name, ref in stream.targets.items())]:
+            first, other = made.setdefault(use, (stream, reference))
+            wrong = difference(_identity(stream, reference), _identity(first, other))
+            if wrong:
+                raise ConfigError(
+                    f"{use}: {stream.store.path} {reference} and {first.store.path} {other} come from different "
+                    f"encoders: {wrong}; compute both with the same one, or train them in two runs"
+                )
+
+
+def _identity(stream: Stream, reference: str) -> dict[str, Any]:
+    key, _, name = reference.rpartition("/")
+    fieldset = stream.store.fieldsets[key]
+    return {
+        "field": name,
+        "shape": list(fieldset.field(name).shape),
+        "recipe": fieldset.provenance.get("recipe", {}),
+    }
 
 
 def _require_targets(recipe: Recipe, stream: Stream) -> None:

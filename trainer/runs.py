@@ -58,14 +58,10 @@ class Run:
         """The state after the best epoch."""
         return self.path / "best.safetensors"
 
-    def embeddings(self, dataset: str) -> Path:
-        """The student store of one dataset."""
-        return self.path / "embeddings" / f"{dataset}.zarr"
-
     def create(self) -> None:
         """Make the folder, unless this is a run that is continued."""
         if not (self.path / "run.json").exists():
-            self.path.mkdir(parents=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             replace_file(self.path / "config.yaml", config.dump(self.recipe).encode())
             _write_record(self.path, self.record)
 
@@ -77,13 +73,14 @@ class Run:
 
 def begin(recipe: Recipe, store_paths: Sequence[Path], path: Path | None) -> Run:
     """A new run, in `path` or in the next free folder under runs/; nothing is written yet."""
-    if path is not None and path.exists():
+    if path is not None and (path / "run.json").exists():
         raise RunError(f"{path} exists; continue it with --resume, or give another --run")
-    streams = resolve(recipe, open_stores(recipe, store_paths))
+    stores = open_stores(recipe, store_paths)
+    streams = resolve(recipe, stores)
     path = path or next_path(RUNS, recipe.name, "+".join(trained(streams)))
     record = {
         "recipe": recipe.name,
-        "stores": _describe_stores(streams),
+        "stores": _describe_stores(streams, stores),
         "trained": trained(streams),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "finished": False,
@@ -105,7 +102,7 @@ def resume(
         raise ConfigError(f"{path} was begun with another recipe: {changed}; a resumed run keeps its own")
     stores = open_stores(recipe, store_paths or [Path(entry["path"]) for entry in record["stores"]])
     streams = resolve(recipe, stores)
-    _require_same_stores(record, _describe_stores(streams))
+    _require_same_stores(record, _describe_stores(streams, stores))
     return Run(path=path, recipe=recipe, streams=streams, record=record)
 
 
@@ -149,20 +146,14 @@ def trained(streams: Streams) -> dict[str, list[str]]:
 
 def _open(path: Path, expect: Mapping[str, Mapping[str, Any]]) -> TargetStore:
     store = TargetStore.open(path)
-    if not expect:
-        return store
-    full = {}
-    for reference, parts in expect.items():
-        modality, slash, name = reference.partition("/")
-        if not slash:
-            raise ConfigError(f"expect: {reference!r} is not a field; expected one such as image/{reference}")
-        full[store.find(modality, name)] = parts
-    return TargetStore.open(path, expect=full)
+    store.require({store.find(*field.split("/", 1)): parts for field, parts in expect.items()})
+    return store
 
 
-def _describe_stores(streams: Streams) -> list[Record]:
+def _describe_stores(streams: Streams, stores: Sequence[TargetStore]) -> list[Record]:
+    """In the order given: a resumed run opens them in the same one, which decides its streams' numbers."""
     described = []
-    for store, _ in streams.stores():
+    for store in stores:
         keys = sorted({key for stream in streams.streams if stream.store is store for key in stream.keys})
         fieldsets = {key: store.fieldsets[key] for key in keys}
         described.append(

@@ -25,8 +25,8 @@ class State:
         torch.manual_seed(recipe.seed)
         self.device = device
         self.student = _student(recipe, streams).to(device.name)
-        self.objectives = nn.ModuleDict({name: config.build() for name, config in recipe.objectives.items()})
-        self.objectives.to(device.name)
+        # A list, in the recipe's order: names such as "type" are taken in a ModuleDict.
+        self.objectives = nn.ModuleList(config.build() for config in recipe.objectives.values()).to(device.name)
         self.optimizer = _optimizer(recipe.optimizer, [self.student, self.objectives])
         self.step = 0
         self.best = -1.0

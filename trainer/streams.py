@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from contract.errors import ConfigError
 from contract.store import TargetStore
 from trainer.batch import Batch, Tokens
 from trainer.students.adapters import InputShape
@@ -68,6 +67,7 @@ class Stream:
 
     store: TargetStore
     pair: tuple[str, str]
+    split: str
     inputs: Mapping[str, Input]
     targets: Mapping[str, str]
     weight: float
@@ -116,11 +116,19 @@ class Stream:
 class Streams:
     """Every stream of a run, in alternation by weight.
 
-    An epoch has as many steps as one pass over all streams has batches, shared out by weight and evenly mixed.
+    `stores` holds each store once, with the input of every modality that the student embeds of it. An epoch has as
+    many steps as one pass over all streams has batches, shared out by weight and evenly mixed.
     """
 
-    def __init__(self, streams: Sequence[Stream], batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        stores: Sequence[tuple[TargetStore, Mapping[str, Input]]],
+        batch_size: int,
+        seed: int,
+    ) -> None:
         self.streams = tuple(streams)
+        self.stores = tuple(stores)
         self.batch_size = batch_size
         self.seed = seed
         num_batches = sum(stream.num_batches(batch_size) for stream in streams)
@@ -183,15 +191,6 @@ class Streams:
             stopped.set()
             thread.join()
 
-    def stores(self) -> list[tuple[TargetStore, dict[str, Input]]]:
-        """Each store once, with the input of every modality that a stream reads from it."""
-        found: dict[str, tuple[TargetStore, dict[str, Input]]] = {}
-        for stream in self.streams:
-            _, inputs = found.setdefault(str(stream.store.path), (stream.store, {}))
-            for modality, input_ in stream.inputs.items():
-                inputs.setdefault(modality, input_)
-        return list(found.values())
-
     def sample(self, modality: str, num_rows: int) -> Tokens:
         """Tokens of up to `num_rows` of the modality's training items, evenly spread over its first stream."""
         stream = next(stream for stream in self.streams if modality in stream.pair)
@@ -200,25 +199,17 @@ class Streams:
         return stream.inputs[modality].load(stream.store, rows[spread])
 
     def shapes(self) -> dict[str, InputShape]:
-        """What each modality's adapter reads; streams that share an adapter must agree."""
-        shapes: dict[str, InputShape] = {}
-        for stream in self.streams:
-            for modality, input_ in stream.inputs.items():
-                shape = input_.shape(stream.store)
-                if shapes.setdefault(modality, shape) != shape:
-                    raise ConfigError(
-                        f"{stream.store.path}: {input_.values} is {shape.num_tokens} tokens of {shape.width}, "
-                        f"another stream's {modality} field {shapes[modality].num_tokens} of "
-                        f"{shapes[modality].width}; one adapter can't read both"
-                    )
-        return shapes
+        """What each modality's adapter reads."""
+        return {
+            modality: input_.shape(stream.store)
+            for stream in self.streams
+            for modality, input_ in stream.inputs.items()
+        }
 
     def num_classes(self, target: str) -> int:
         """Width of a target that every stream has."""
-        widths = {stream.store.field(stream.targets[target]).shape[-1] for stream in self.streams}
-        if len(widths) > 1:
-            raise ConfigError(f"target `{target}` has {sorted(widths)} values in different stores; it must be one")
-        return widths.pop()
+        stream = self.streams[0]
+        return stream.store.field(stream.targets[target]).shape[0]
 
 
 @lru_cache(maxsize=8)

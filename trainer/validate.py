@@ -19,6 +19,8 @@ from trainer.streams import Input, Streams
 
 Figures = dict[str, float | int]
 
+SPLIT = "val"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ValidationSet:
@@ -40,7 +42,8 @@ class ValidationSet:
         for (query, gallery), pairs in self.pairs.items():
             ids = self.store.manifest.column(gallery, "id", self.rows[gallery])
             ranks = ranking.rank(embeddings[query], embeddings[gallery], pairs, ids)
-            found[f"{query}-to-{gallery}"] = ranking.summarise(ranks)
+            figures = ranking.summarise(ranks)
+            found[f"{query}-to-{gallery}"] = figures | {"rsum": sum(figures[f"R@{k}"] for k in ranking.KS)}
         return found
 
     def score(self, figures: Mapping[str, Figures], metric: str) -> float:
@@ -49,33 +52,21 @@ class ValidationSet:
         return float(np.mean([figures[f"{query}-to-{gallery}"][metric] for query, gallery in directions]))
 
 
-def validation_sets(streams: Streams, split: str, languages: str | tuple[str, ...]) -> dict[str, ValidationSet]:
-    """{dataset: its set} for each store that has trained pairs in the split."""
+def validation_sets(streams: Streams, languages: str | tuple[str, ...]) -> dict[str, ValidationSet]:
+    """{dataset: its set} for each store that has trained pairs in the validation split."""
     sets = {}
-    for store, inputs in streams.stores():
+    for store, inputs in streams.stores:
         keys = [input_.key for input_ in inputs.values()]
-        rows = {
-            modality: np.flatnonzero(usable_rows(store, modality, keys, split, languages)) for modality in inputs
+        usable = {
+            modality: np.flatnonzero(usable_rows(store, modality, keys, SPLIT, languages)) for modality in inputs
         }
+        rows = {modality: found for modality, found in usable.items() if len(found)}
         kinds = {stream.pair for stream in streams.streams if stream.store is store}
         trained = frozenset(kinds | {(second, first) for first, second in kinds})
-        directions = {pair: _positions(store, pair, rows) for pair in permutations(rows, 2)}
+        directions = {pair: store.manifest.positives_among(*pair, rows) for pair in permutations(rows, 2)}
         pairs = {pair: positions for pair, positions in directions.items() if len(positions)}
         if trained & pairs.keys():
             sets[store.manifest.dataset] = ValidationSet(
                 store=store, inputs=inputs, rows=rows, pairs=pairs, trained=trained
             )
     return sets
-
-
-def _positions(store: TargetStore, pair: tuple[str, str], rows: Mapping[str, Rows]) -> Rows:
-    """The manifest's positives among `rows`, as positions in them."""
-    positives = store.manifest.positives(*pair)
-    columns = []
-    for column, modality in enumerate(pair):
-        place = np.full(store.manifest.num_rows(modality), -1, dtype=np.int64)
-        place[rows[modality]] = np.arange(len(rows[modality]))
-        columns.append(place[positives[:, column]])
-    positions = np.stack(columns, axis=1)
-    found: Rows = positions[(positions >= 0).all(axis=1)]
-    return found

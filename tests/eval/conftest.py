@@ -85,7 +85,12 @@ def toy_manifest(dataset: str, splits: Sequence[str], modalities: Sequence[str])
 def add_embeddings(
     store: TargetStore, modality: str, vectors: np.ndarray, quarantined: Sequence[int], *, is_complete: bool
 ) -> None:
-    provenance = {"run": "one", "checkpoint": "best", "trained": ["image-text", "image-audio"]}
+    provenance = {
+        "run": "one",
+        "checkpoint": "best",
+        "trained": ["image-text", "image-audio"],
+        "train_splits": ["train"],
+    }
     fieldset = FieldSet(
         name="student",
         modality=modality,

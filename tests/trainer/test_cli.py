@@ -38,7 +38,7 @@ def test_run_trains_and_prints_its_folder(
     assert done.returncode == 0, done.stderr
     assert done.stdout == "runs/tiny-tiny-001\n"
     assert "store: stores/tiny.zarr" in done.stderr
-    assert "val R@10: image-to-text" in done.stderr
+    assert "val rsum: image-to-text" in done.stderr
     assert json.loads((tmp_path / "runs/tiny-tiny-001/run.json").read_text())["finished"]
 
 

@@ -24,8 +24,8 @@ def test_student_store_holds_the_embedding_of_every_item_of_the_splits(
 ) -> None:
     streams = resolve(recipe(), [store])
     student = State(recipe(), streams, CPU).student
-    ((_, inputs),) = streams.stores()
-    assert write_student_store(tmp_path / "s.zarr", student, store, inputs, {}, CPU)
+    ((_, inputs),) = streams.stores
+    assert write_student_store(tmp_path / "s.zarr", student, recipe().student.embedding_dim, store, inputs, {}, CPU)
     written = TargetStore.open(tmp_path / "s.zarr")
     assert written.manifest.splits("text") == {"val": 64, "test": 64}
     for modality, input_ in inputs.items():
@@ -44,9 +44,9 @@ def test_quarantined_item_stays_quarantined_in_the_student_store(
     splits = ["train", "train", "val", "test"] + ["train"] * 40
     store = new_store(tmp_path / "tiny.zarr", splits=splits)
     streams = resolve(recipe(), [store])
-    ((_, inputs),) = streams.stores()
+    ((_, inputs),) = streams.stores
     student = State(recipe(), streams, CPU).student
-    write_student_store(tmp_path / "s.zarr", student, store, inputs, {}, CPU)
+    write_student_store(tmp_path / "s.zarr", student, recipe().student.embedding_dim, store, inputs, {}, CPU)
     written = TargetStore.open(tmp_path / "s.zarr")
     (entry,) = written.quarantined("image/student")
     assert (entry.row, entry.id, entry.reason) == (1, "image-003", "not an image")
@@ -57,7 +57,7 @@ def test_quarantined_item_stays_quarantined_in_the_student_store(
 def test_embedding_leaves_the_student_in_training_mode(recipe: Make, store: TargetStore) -> None:
     streams = resolve(recipe(), [store])
     student = State(recipe(), streams, CPU).student
-    ((_, inputs),) = streams.stores()
+    ((_, inputs),) = streams.stores
     first, second = (embed(student, store, "text", inputs["text"], np.arange(9), CPU) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert student.training
@@ -67,9 +67,18 @@ def test_validation_ranks_usable_rows_of_the_split_only(recipe: Make, new_store:
     splits = ["train", "train", "val", "val", "val"] + ["train"] * 40
     store = new_store(tmp_path / "tiny.zarr", splits=splits)
     streams = resolve(recipe(), [store])
-    found = validation_sets(streams, "val", ("en",))["tiny"]
+    found = validation_sets(streams, ("en",))["tiny"]
     assert found.rows["image"].tolist() == [2, 4]
     assert found.rows["audio"].tolist() == [2, 3, 4]
     assert found.pairs["text", "image"].tolist() == [[0, 0], [1, 0], [4, 1], [5, 1]]
     assert ("text", "audio") in found.pairs
     assert ("text", "audio") not in found.trained
+
+
+def test_modality_without_usable_validation_rows_is_left_out(
+    recipe: Make, new_store: NewStore, tmp_path: Path
+) -> None:
+    streams = resolve(recipe({"languages": ["de"]}), [new_store(tmp_path / "tiny.zarr")])
+    found = validation_sets(streams, ("fr",))["tiny"]
+    assert set(found.rows) == {"image", "audio"}
+    assert "image-to-audio" in found.retrieve(State(recipe(), streams, CPU).student, CPU)

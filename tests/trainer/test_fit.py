@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contract import config
+from contract import config, embeddings
 from contract.errors import RunError
 from contract.store import TargetStore
 from trainer import checkpoint, runs
@@ -91,11 +91,11 @@ def test_resumed_run_equals_uninterrupted_run(recipe: Make, store: TargetStore, 
         assert resumed_state == state
         assert found.keys() == expected.keys()
         assert all((found[tensor] == expected[tensor]).all() for tensor in expected)
-    embeddings = [
-        TargetStore.open(run.embeddings("tiny")).load("text/student/embedding", range(8))
+    found = [
+        TargetStore.open(embeddings.path(run.path, "tiny")).load("text/student/embedding", range(8))
         for run in (whole, resumed)
     ]
-    np.testing.assert_array_equal(embeddings[0], embeddings[1])
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_run_that_was_killed_before_its_first_checkpoint_begins_again(
@@ -125,10 +125,11 @@ def test_run_leaves_its_record_recipe_and_student_store(recipe: Make, store: Tar
         "metrics.jsonl",
         "run.json",
     }
-    written = TargetStore.open(run.embeddings("tiny"))
+    written = TargetStore.open(embeddings.path(run.path, "tiny"))
     provenance = written.fieldsets["audio/student"].provenance
     assert provenance["checkpoint"] == "best"
-    assert provenance["trained"] == ["image-text", "image-audio"]
+    assert provenance["trained"] == ["image-audio", "image-text"]
+    assert provenance["train_splits"] == ["train"]
 
 
 def test_best_is_the_epoch_of_the_best_validation(recipe: Make, store: TargetStore, tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_without_validation_pairs_the_last_epoch_is_the_best(
     fit(run)
     assert "no validation" in capsys.readouterr().err
     assert checkpoint.load(run.best)[1]["step"] == 2 * run.streams.steps_per_epoch
-    assert not run.embeddings("tiny").exists()
+    assert not embeddings.path(run.path, "tiny").exists()
 
 
 def test_loss_that_is_not_finite_stops_with_the_part_and_the_step(

@@ -44,8 +44,8 @@ def test_no_store_yet_is_one_line(recipe: Make) -> None:
     assert not Path("runs").exists()
 
 
-def test_existing_folder_is_refused_without_resume(recipe: Make, store: TargetStore) -> None:
-    Path("mine").mkdir()
+def test_existing_run_is_refused_without_resume(recipe: Make, store: TargetStore) -> None:
+    created(recipe(), [store.path], Path("mine"))
     with pytest.raises(RunError, match=r"mine exists.*--resume"):
         runs.begin(recipe(), [store.path], Path("mine"))
 

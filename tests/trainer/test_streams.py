@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -202,10 +203,56 @@ def test_two_stores_of_one_dataset_are_refused(
         resolve(recipe(), [store, other])
 
 
-def test_adapter_that_two_stores_can_not_share_is_refused(
+def test_stores_of_different_encoders_are_not_mixed(
     recipe: Make, store: TargetStore, tmp_path: Path, new_store: NewStore
 ) -> None:
+    other = new_store(tmp_path / "other.zarr", dataset="other", model="another")
+    with pytest.raises(ConfigError, match=r"input image: .*recipe\.model: 'another', not 'drawn'"):
+        resolve(recipe(), [store, other])
     wide = {"image": (4, 9), "audio": (3, 5), "text": (5, 7)}
-    other = new_store(tmp_path / "other.zarr", dataset="other", shapes=wide)
-    with pytest.raises(ConfigError, match="4 tokens of 9, another stream's image field 4 of 6"):
-        resolve(recipe(), [store, other]).shapes()
+    wider = new_store(tmp_path / "wider.zarr", dataset="wider", shapes=wide)
+    with pytest.raises(ConfigError, match=r"shape: \[4, 9\], not \[4, 6\]"):
+        resolve(recipe(), [store, wider])
+
+
+def test_store_that_no_stream_reads_is_refused(
+    recipe: Make, store: TargetStore, tmp_path: Path, new_store: NewStore
+) -> None:
+    other = new_store(tmp_path / "other.zarr", dataset="other", with_audio=False)
+    with pytest.raises(ConfigError, match=r"other\.zarr was given, but no stream of recipe tiny reads it"):
+        resolve(recipe({"streams": [{"pair": "image-audio"}]}), [store, other])
+
+
+def test_modality_that_was_not_computed_is_left_out(recipe: Make, tmp_path: Path, new_store: NewStore) -> None:
+    path = new_store(tmp_path / "tiny.zarr").path
+    shutil.rmtree(path / "audio/teacher")
+    assert [stream.kind for stream in resolve(recipe(), [TargetStore.open(path)]).streams] == ["image-text"]
+
+
+def test_store_is_embedded_in_every_modality_that_any_store_trains(
+    recipe: Make, store: TargetStore, tmp_path: Path, new_store: NewStore
+) -> None:
+    other = new_store(tmp_path / "other.zarr", dataset="other")
+    streams = [{"pair": "image-text", "store": "tiny"}, {"pair": "image-audio", "store": "other"}]
+    resolved = resolve(recipe({"streams": streams}), [store, other])
+    assert [set(inputs) for _, inputs in resolved.stores] == [{"image", "text", "audio"}] * 2
+
+
+def test_single_pair_is_refused(recipe: Make, tmp_path: Path, new_store: NewStore) -> None:
+    alone = new_store(tmp_path / "tiny.zarr", splits=["train", "val", "test"])
+    with pytest.raises(DataError, match="1 image items with a usable text"):
+        resolve(recipe(), [alone])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs.text": "length"}, r"inputs\.text: .*text/teacher/length of shape \[\]"),
+        ({"targets.logits": "patch_embeddings"}, r"targets\.logits: .*a vector for each item is expected"),
+    ],
+)
+def test_field_of_another_shape_is_refused(
+    recipe: Make, store: TargetStore, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(recipe(changes), [store])
