@@ -57,7 +57,7 @@ def parse(tree: object, type_: type[T], *, source: str) -> T:
         problems = sorted(error.errors(include_url=False), key=lambda problem: not _is_unknown_key(problem))
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ConfigError(f"{source}: {_describe(problems[0], tree, type_)}{more}") from error
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {error}; put quotes around dates and other special values") from error
 
 

@@ -96,6 +96,8 @@ class Int32:
 
 # A new encoding is a class above and one line here.
 Encoding = Annotated[Float16 | Float32 | Int32, Discriminated(discriminator="kind")]
+# Those that hold numbers with fractions: what a configuration may choose for an embedding.
+FloatEncoding = Annotated[Float16 | Float32, Discriminated(discriminator="kind")]
 
 
 def _require_finite(values: Array) -> None:

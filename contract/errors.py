@@ -53,8 +53,6 @@ def one_line() -> Iterator[None]:
     except OSError as error:
         # A full disk or a read-only folder reaches us from any write; its own text names the file.
         _leave(str(error), UserError.exit_code)
-    except KeyboardInterrupt:
-        _leave("interrupted; the same command continues where it stopped", 130)
 
 
 def _leave(message: str, exit_code: int) -> None:

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 
 from contract import fingerprint
 from contract.errors import DataError, StoreError
+from contract.shard import replace_file
 
 MODALITIES = ("image", "text", "audio")
 SPLITS = ("train", "val", "test")
@@ -185,11 +186,14 @@ class Manifest:
         """Write the tables, then manifest.json, which makes the folder complete."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in self._tables().items():
-            with (
-                pa.OSFile(str(folder / f"{name}.arrow"), "wb") as file,
-                pa.ipc.new_file(file, table.schema) as out,
-            ):
+            partial = folder / f"{name}.arrow.partial"
+            with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, table.schema) as out:
                 out.write_table(table)
+            partial.replace(folder / f"{name}.arrow")
+        self.describe(folder)
+
+    def describe(self, folder: Path) -> None:
+        """Write manifest.json alone; the tables beside it are these already."""
         description = {
             "dataset": self.dataset,
             "protocol": self.protocol,
@@ -197,9 +201,7 @@ class Manifest:
             "rows": {name: table.num_rows for name, table in self._tables().items()},
             "fingerprint": self.fingerprint,
         }
-        partial = folder / "manifest.json.partial"
-        partial.write_text(json.dumps(description, indent=2) + "\n")
-        partial.replace(folder / "manifest.json")
+        replace_file(folder / "manifest.json", (json.dumps(description, indent=2) + "\n").encode())
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -217,7 +219,7 @@ class Manifest:
             )
             # What was written down is trusted here, so that opening does not read every row; see `is_intact`.
             manifest.__dict__["fingerprint"] = description["fingerprint"]
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
             raise StoreError(f"{path}: the manifest is missing or damaged: {error}") from error
         return manifest
 

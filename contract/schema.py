@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from contract import fingerprint
 from contract.encoding import Encoding, Float16
 
@@ -81,9 +83,14 @@ class FieldSet:
     def identity(self) -> dict[str, Any]:
         """What the fingerprint is made of."""
         return {
-            "fields": [
-                [field.name, list(field.shape), field.encoding.kind, dict(field.about)] for field in self.fields
-            ],
+            "fields": {
+                field.name: {
+                    "shape": list(field.shape),
+                    "encoding": field.encoding.kind,
+                    "about": dict(field.about),
+                }
+                for field in self.fields
+            },
             "batch_size": self.batch_size,
             "rows_per_shard": self.rows_per_shard,
             "recipe": self.provenance.get("recipe", {}),
@@ -118,8 +125,7 @@ def chunk_rows(bytes_per_row: int, rows_per_shard: int) -> int:
 
 def row_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of one row of that dtype and shape."""
-    sizes = {"float16": 2, "float32": 4, "int32": 4}
-    return sizes[dtype] * math.prod(shape)
+    return np.dtype(dtype).itemsize * math.prod(shape)
 
 
 def difference(found: Any, expected: Any, at: str = "") -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def write_shard(path: Path, rows: Array, layout: ShardLayout) -> dict[str, int]:
 
 def replace_file(path: Path, content: bytes | memoryview) -> None:
     """Write a file under a temporary name, flush it to the disk, and put it in place in one step."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.partial")  # one writer at a time: what a killed one left is replaced
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -96,6 +97,12 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def allow_many_maps() -> None:
+    """Raise the soft limit of open files to the hard one: every map holds a file, and COCO's captions are 1,200."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class ShardMap:

@@ -32,7 +32,7 @@ from contract.encoding import NotEncodableError
 from contract.errors import ConfigError, DataError, StoreError
 from contract.manifest import Manifest, Rows
 from contract.schema import Field, FieldSet, chunk_rows, difference, row_bytes
-from contract.shard import DamagedShardError, ShardLayout, ShardMap, replace_file, write_shard
+from contract.shard import DamagedShardError, ShardLayout, ShardMap, allow_many_maps, replace_file, write_shard
 
 FORMAT = 1
 
@@ -66,6 +66,7 @@ class TargetStore:
         self.manifest = manifest
         self.fieldsets: dict[str, FieldSet] = {}
         self._maps: dict[tuple[str, str, int], ShardMap] = {}
+        allow_many_maps()
         self._layouts: dict[tuple[str, str], ShardLayout] = {}
 
     @classmethod
@@ -77,9 +78,9 @@ class TargetStore:
             store = cls.open(path)
             store.require_manifest(manifest)
             if store.manifest.media_root != manifest.media_root:
-                manifest.write(path / "precept/manifest")
+                manifest.describe(path / "precept/manifest")
             return cls.open(path)
-        if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / "zarr.json").exists())):
+        if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or _format(path) == FORMAT)):
             raise StoreError(f"{path} exists and is not a target store; give another --store")
         manifest.check()
         root = zarr.open_group(
@@ -101,14 +102,16 @@ class TargetStore:
         """
         if not (path / "precept/manifest/manifest.json").is_file():
             raise StoreError(f"{path}: no target store there; `pipeline precompute --dataset NAME` makes one")
-        store = cls(path, Manifest.read(path / "precept/manifest"))
-        found = _read_json(path / "zarr.json").get("attributes", {}).get("precept", {}).get("format")
+        found = _format(path)
         if found != FORMAT:
             raise StoreError(f"{path}: store format {found}, this version of Precept reads format {FORMAT}")
+        store = cls(path, Manifest.read(path / "precept/manifest"))
         for modality in store.manifest.modalities:
             for metadata in sorted((path / modality).glob("*/zarr.json")):
-                fieldset = _read_fieldset(metadata)
-                store.fieldsets[fieldset.key] = fieldset
+                tree = _read_json(metadata).get("attributes", {}).get("precept")
+                if tree is not None:  # otherwise a FieldSet that is just being added, or never was to the end
+                    fieldset = _parse_fieldset(tree, metadata)
+                    store.fieldsets[fieldset.key] = fieldset
         store.require(expect or {})
         return store
 
@@ -190,6 +193,9 @@ class TargetStore:
                 name = self.manifest.column(fieldset.modality, "id", [rows[error.row]])[0]
                 raise StoreError(f"{self.path}: {key}/{field.name} of sample {name!r}: {error}") from error
         self._maps.clear()
+        # While its files are being replaced the shard is not committed, whatever was there before.
+        path = self._commit_path(key, shard)
+        path.unlink(missing_ok=True)
         files = {
             name: write_shard(self._shard_path(key, name, shard), array, self._layout(key, name))
             for name, array in encoded.items()
@@ -201,7 +207,6 @@ class TargetStore:
             "files": files,
             "quarantined": [asdict(entry) for entry in quarantined],
         }
-        path = self._commit_path(key, shard)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, (json.dumps(commit, indent=1) + "\n").encode())
 
@@ -300,25 +305,12 @@ class TargetStore:
                     reason = self._damage(key, shard)
                     yield key, shard, BadShard(fieldset=key, shard=shard, reason=reason) if reason else None
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the store for one writer; a second one is refused."""
-        with (self.path / "precept/writer.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(f"{self.path}: another run is writing to it; wait for it, or stop it") from None
-            yield
-
     def _check_expectation(self, reference: str, parts: Mapping[str, Any]) -> None:
         field, key = self.field(reference), reference.rpartition("/")[0]
         provenance = self.fieldsets[key].provenance
         found = {"shape": list(field.shape), "encoding": field.encoding.kind, **field.about, **provenance}
         for name, expected in parts.items():
-            actual = found.get(name)
-            if isinstance(expected, Mapping) and isinstance(actual, Mapping):
-                actual = {part: actual.get(part) for part in expected}
-            wrong = difference(actual, expected, name)
+            wrong = difference(_parts(found.get(name), expected), expected, name)
             if wrong:
                 raise StoreError(f"{self.path}: {reference} is not what is expected: {wrong}")
 
@@ -336,7 +328,10 @@ class TargetStore:
         )
 
     def _damage(self, key: str, shard: int) -> str:
-        for name, expected in self._commit(key, shard).get("files", {}).items():
+        commit = self._commit(key, shard)
+        if not commit:
+            return f"{self._commit_path(key, shard)}: its commit record can't be read"
+        for name, expected in commit["files"].items():
             path = self._shard_path(key, name, shard)
             try:
                 content = path.read_bytes()
@@ -349,8 +344,14 @@ class TargetStore:
         return "" if self._is_committed(key, shard) else f"{self._commit_path(key, shard)}: not of this manifest"
 
     def _commit(self, key: str, shard: int) -> dict[str, Any]:
+        """The shard's commit record; {} without one, and for one that can't be read: neither is a commit."""
         path = self._commit_path(key, shard)
-        return _read_json(path) if path.exists() else {}
+        try:
+            commit = _read_json(path)
+        except StoreError:
+            return {}
+        whole = {"fingerprint", "items", "files", "quarantined"} <= commit.keys()
+        return commit if whole and isinstance(commit["files"], dict) else {}
 
     def _map(self, key: str, name: str, shard: int) -> ShardMap:
         mapped = self._maps.get((key, name, shard))
@@ -386,6 +387,19 @@ class TargetStore:
         return self.path / "precept/commits" / key / f"{shard:06d}.json"
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Hold the store at `path` for one writer, before it is even there; a second one is refused."""
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"{path}: another run is writing to it; wait for it, or stop it") from None
+        yield
+
+
 def newest_store(folder: Path) -> Path:
     """The store under `folder` that was made last."""
     found = [path.parents[2] for path in folder.glob("*/precept/manifest/manifest.json")]
@@ -403,10 +417,16 @@ def _fieldset_tree(fieldset: FieldSet) -> dict[str, Any]:
     return config.tree(fieldset) | {"fingerprint": fieldset.fingerprint}
 
 
-def _read_fieldset(metadata: Path) -> FieldSet:
-    tree = _read_json(metadata).get("attributes", {}).get("precept")
-    if tree is None:
-        raise StoreError(f"{metadata.parent}: a FieldSet that was never finished being added; remove the folder")
+def _format(path: Path) -> int | None:
+    """The format that a folder says it has as a target store; None if it says nothing of the kind."""
+    if not (path / "zarr.json").is_file():
+        return None
+    about = _read_json(path / "zarr.json").get("attributes", {}).get("precept", {})
+    found: int | None = about.get("format") if isinstance(about, dict) else None
+    return found
+
+
+def _parse_fieldset(tree: dict[str, Any], metadata: Path) -> FieldSet:
     written = tree.pop("fingerprint", None)
     try:
         fieldset = config.parse(tree, FieldSet, source=str(metadata))
@@ -422,7 +442,16 @@ def _read_json(path: Path) -> dict[str, Any]:
         tree = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: the store's metadata is missing or damaged: {error}") from error
-    return cast(dict[str, Any], tree)
+    if not isinstance(tree, dict):
+        raise StoreError(f"{path}: the store's metadata is damaged: {type(tree).__name__} where an object belongs")
+    return tree
+
+
+def _parts(found: Any, expected: Any) -> Any:
+    """What `found` has of the keys that stand in `expected`, at every level."""
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        return {key: _parts(found.get(key), part) for key, part in expected.items()}
+    return found
 
 
 def _size(path: Path) -> int:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import PositiveInt
 
-from contract.encoding import Encoding, Float16, Int32
+from contract.encoding import Float16, FloatEncoding, Int32
 from contract.errors import DataError
 from contract.schema import Field
 from contract.views import TextView
@@ -33,10 +34,10 @@ class HuggingFaceText:
     kind: Literal["huggingface_text"] = "huggingface_text"
     model: str
     layer: Literal["embeddings", "last"] = "embeddings"
-    max_length: int = 32
+    max_length: PositiveInt = 32
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: int = 256
-    encodings: dict[Literal["token_embeddings"], Encoding] = field(default_factory=dict)
+    batch_size: PositiveInt = 256
+    encodings: dict[Literal["token_embeddings"], FloatEncoding] = field(default_factory=dict)
 
     def view(self) -> TextView:
         """The caption."""
@@ -47,7 +48,10 @@ class HuggingFaceText:
         from transformers import AutoConfig
 
         try:
-            width = int(AutoConfig.from_pretrained(self._folder).hidden_size)
+            about = AutoConfig.from_pretrained(self._folder)
+            # ALBERT, ELECTRA and MobileBERT have word embeddings narrower than their hidden states.
+            narrow = getattr(about, "embedding_size", None) if self.layer == "embeddings" else None
+            width = int(narrow or about.hidden_size)
         except (OSError, ValueError, AttributeError) as error:
             raise DataError(f"text encoder {self.model}: {' '.join(str(error).split())[:300]}") from error
         return (
@@ -89,8 +93,10 @@ class _TextModel:
         disable_progress_bar()  # the run has one of its own
         self._config, self._device = config, device
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
-            self._model = AutoModel.from_pretrained(folder).eval().requires_grad_(False).to(device)
+            # The first `length` tokens are the real ones, and half weights are computed with in float32.
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
+            self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
+            self._model = AutoModel.from_pretrained(folder).float().eval().requires_grad_(False).to(device)
         except (OSError, ValueError) as error:
             raise DataError(f"text encoder {config.model}: {' '.join(str(error).split())[:300]}") from error
         self._autocast = torch.autocast(

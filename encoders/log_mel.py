@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import PositiveFloat, PositiveInt
 
-from contract.encoding import Encoding, Float16, Int32
+from contract.encoding import Float16, FloatEncoding, Int32
 from contract.schema import Field
 from contract.views import AudioView
 
@@ -25,16 +26,16 @@ class LogMel:
     """Log-mel patches of the first `duration_s` seconds, at most `duration_s * 100 / patch_frames` of them."""
 
     kind: Literal["log_mel"] = "log_mel"
-    sample_rate_hz: int = 16000
-    duration_s: float = 10.0
-    window_s: float = 0.025
-    hop_s: float = 0.010
-    num_bands: int = 64
-    lowest_hz: float = 125.0
-    highest_hz: float = 7500.0
-    patch_frames: int = 4
-    batch_size: int = 64
-    encodings: dict[Literal["patch_embeddings"], Encoding] = field(default_factory=dict)
+    sample_rate_hz: PositiveInt = 16000
+    duration_s: PositiveFloat = 10.0
+    window_s: PositiveFloat = 0.025
+    hop_s: PositiveFloat = 0.010
+    num_bands: PositiveInt = 64
+    lowest_hz: PositiveFloat = 125.0
+    highest_hz: PositiveFloat = 7500.0
+    patch_frames: PositiveInt = 4
+    batch_size: PositiveInt = 64
+    encodings: dict[Literal["patch_embeddings"], FloatEncoding] = field(default_factory=dict)
 
     def view(self) -> AudioView:
         """The start of the sound, mono."""

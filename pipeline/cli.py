@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from enum import StrEnum
@@ -61,17 +62,21 @@ def precompute(
     set_: SetOption = None,
 ) -> None:
     """Compute and store patch embeddings and soft targets; continues a run that was interrupted."""
-    from contract.store import TargetStore
+    from contract.errors import StoreError
+    from contract.store import TargetStore, writing
     from pipeline import plan as planning
     from pipeline import precompute as running
 
     settings, manifest, path = _inputs(dataset, config, data_root, store, set_)
-    tasks = planning.make(settings, manifest, path, command=_command())
-    planning.check_disk_space(tasks, path)
-    typer.echo(planning.table(tasks, path), err=True)
-    target = TargetStore.create(path, manifest)
-    with target.writing():
-        done = running.run(target, tasks, engine.value, settings.workers)
+    with writing(path):
+        tasks = planning.make(settings, manifest, path, command=_command())
+        planning.check_disk_space(tasks, path)
+        typer.echo(planning.table(tasks, path), err=True)
+        target = TargetStore.create(path, manifest)
+        try:
+            done = running.run(target, tasks, engine.value, settings.workers)
+        except KeyboardInterrupt:
+            raise StoreError("interrupted; the same command continues where it stopped") from None
     for entry in done:
         speed = entry.num_rows / entry.elapsed_s
         typer.echo(f"{entry.key}: {entry.num_rows:,} rows in {entry.elapsed_s:.1f} s, {speed:,.0f} rows/s")
@@ -88,6 +93,7 @@ def plan(
     set_: SetOption = None,
 ) -> None:
     """Print rows, shards and bytes that `precompute` would write, and what is there already."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a plan fetches nothing
     from pipeline import plan as planning
 
     settings, manifest, path = _inputs(dataset, config, data_root, store, set_)

@@ -8,6 +8,7 @@ continues a run that was killed, whatever engine it used.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from contract.errors import UserError
+from contract.errors import StoreError, UserError
 from contract.schema import FieldSet
 from contract.store import Quarantined, TargetStore
 from contract.views import Item, UndecodableError, View
@@ -68,7 +69,8 @@ class ShardWorker:
         self._view: View = encoder.view()
         self._model = encoder.build(workers.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._root = Path(store.manifest.media_root)
-        self._decoders = ThreadPoolExecutor(workers.decode_threads, thread_name_prefix="decode")
+        num_threads = workers.decode_threads or torch.get_num_threads()
+        self._decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
     def compute(self, shard: int) -> Iterator[int]:
         """Compute and commit one shard; yields the number of rows of every batch."""
@@ -113,7 +115,7 @@ class ShardWorker:
         try:
             return self._view.load(item)
         except UndecodableError as error:
-            file = str(item.file.relative_to(self._root)) if not item.text else ""
+            file = "" if item.file == self._root else str(item.file.relative_to(self._root))
             return Quarantined(row=row, id=item.id, file=file, reason=str(error))
 
 
@@ -166,7 +168,10 @@ def _on_ray(task: Task, actors: Sequence[Any]) -> Iterator[int]:
                     del running[stream]
     except ray.exceptions.RayTaskError as error:
         # Ray wraps what an actor raised; the user's mistake inside is what the user should read.
-        raise error.cause if isinstance(error.cause, UserError) else error from None
+        raise error.cause if isinstance(error.cause, UserError | OSError) else error from None
+    except ray.exceptions.RayError as error:
+        lost = f"an actor was lost ({type(error).__name__})"
+        raise StoreError(f"{lost}; the same command continues the run") from error
 
 
 @contextmanager
@@ -176,12 +181,14 @@ def _actors(store: TargetStore, tasks: Sequence[Task], workers: Workers) -> Iter
 
     own = not ray.is_initialized()
     if own:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
         num_actors = min(workers.actors or max(1, num_gpus), max(len(task.missing) for task in tasks))
         num_threads = max(1, int(ray.cluster_resources()["CPU"]) // num_actors)
-        actor_type = ray.remote(num_cpus=0, num_gpus=1 if num_gpus >= num_actors else 0)(_Actor)
+        # More actors than GPUs share them evenly.
+        share = 1 / math.ceil(num_actors / num_gpus) if num_gpus else 0
+        actor_type = ray.remote(num_cpus=0, num_gpus=share)(_Actor)
         yield [actor_type.remote(store.path.resolve(), workers, num_threads) for _ in range(num_actors)]
     finally:
         if own:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
 
 from encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
+
+# It becomes the name of a folder, and stands between slashes in field references.
+Name = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
     """The frozen encoders by modality; each key becomes the name of a FieldSet."""
 
-    image: dict[str, ImageEncoder] = field(default_factory=dict)
-    text: dict[str, TextEncoder] = field(default_factory=dict)
-    audio: dict[str, AudioEncoder] = field(default_factory=dict)
+    image: dict[Name, ImageEncoder] = field(default_factory=dict)
+    text: dict[Name, TextEncoder] = field(default_factory=dict)
+    audio: dict[Name, AudioEncoder] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[str, str, Encoder]]:
         """(modality, FieldSet name, encoder) of each."""
@@ -25,10 +31,12 @@ class Encoders:
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """How many actors work at a time, and how many threads of each decode; None: what the machine has."""
+    """How many actors work at a time (None: one a GPU, or one), and how many threads of each decode (None: one a
+    core of its share); `device` is torch's name, None a GPU where there is one.
+    """
 
-    actors: int | None = None
-    decode_threads: int = 2
+    actors: PositiveInt | None = None
+    decode_threads: PositiveInt | None = None
     device: str | None = None
 
 

@@ -50,9 +50,8 @@ def fit(run: Run) -> None:
             "train_splits": sorted({stream.split for stream in streams.streams if stream.store is store}),
         }
         path = embeddings.path(run.path, store.manifest.dataset)
-        if not write_student_store(
-            path, state.student, recipe.student.embedding_dim, store, inputs, provenance, state.device
-        ):
+        width = recipe.student.embedding_dim
+        if not write_student_store(path, state.student, width, store, inputs, provenance, state.device):
             print(f"{store.path}: no items in val or test: nothing to evaluate", file=sys.stderr)
     run.finish()
 

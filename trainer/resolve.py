@@ -98,8 +98,8 @@ def _stream(recipe: Recipe, config: StreamConfig, store: TargetStore) -> Stream:
     anchors, starts = np.unique(pairs[:, 0], return_index=True)
     if len(anchors) < 2:
         raise DataError(
-            f"{store.path}: {len(anchors)} {first} items with a usable {second} ({config.pair}) in split {config.split!r} for "
-            f"languages {recipe.languages}, and a batch compares at least two; the manifest has splits "
+            f"{store.path}: {len(anchors)} {first} items with a usable {second} ({config.pair}) in split "
+            f"{config.split!r} for languages {recipe.languages}, and a batch compares two; there are splits "
             f"{store.manifest.splits(first)} and languages {store.manifest.languages()}"
         )
     return Stream(

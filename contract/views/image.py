@@ -12,6 +12,9 @@ from PIL import Image, ImageOps
 
 from contract.views.item import Item, UndecodableError
 
+CropMode = Literal["center", "squash"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageView:
@@ -24,8 +27,8 @@ class ImageView:
     height: int
     width: int
     crop_pct: float = 1.0
-    crop_mode: Literal["center", "squash"] = "center"
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bicubic"
+    crop_mode: CropMode = "center"
+    interpolation: Interpolation = "bicubic"
 
     def load(self, item: Item) -> npt.NDArray[np.uint8]:
         """Return the view, uint8 [height, width, 3], RGB."""
@@ -34,8 +37,8 @@ class ImageView:
                 image = ImageOps.exif_transpose(file).convert("RGB")
         except FileNotFoundError as error:
             raise UndecodableError("the file is missing") from error
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            # PIL raises all of these for files that are cut short, empty, or not images.
+        except Exception as error:
+            # What a broken file raises in PIL has no common parent: OSError, SyntaxError, struct.error and more.
             raise UndecodableError(
                 f"not a readable image: {error}".replace(str(item.file), item.file.name)
             ) from error

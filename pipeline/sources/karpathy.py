@@ -32,7 +32,6 @@ class Karpathy:
     images: tuple[str, ...]
     layout: str
     language: str = "en"
-    protocol: str | None = None
 
     def build(self, dataset: str, data_root: Path) -> Manifest:
         """Read the annotation file, find the photographs."""
@@ -63,7 +62,7 @@ class Karpathy:
         pairs = pairs_table("image", "text", [(row, text) for text, (row, _, _, _) in enumerate(captions)])
         return Manifest(
             dataset=dataset,
-            protocol=self.protocol or dataset,
+            protocol=dataset,
             items={"image": images, "text": texts},
             pairs=dict([pairs]),
             media_root=str(data_root.resolve()),
@@ -108,7 +107,9 @@ class _Entry:
         try:
             file = PurePosixPath(entry.get("filepath") or "", entry["filename"])
             split = SPLIT_NAMES[entry["split"]]
-            captions = [(sentence["raw"], sentence.get("language", "")) for sentence in entry["sentences"]]
+            captions = [
+                (sentence["raw"].strip(), sentence.get("language", "").strip()) for sentence in entry["sentences"]
+            ]
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{source}: images[{number}]: {error!r}; each needs filename, a split of "
@@ -116,7 +117,7 @@ class _Entry:
             ) from error
         if file.is_absolute() or ".." in file.parts:
             raise DataError(f"{source}: images[{number}]: {file} points out of the data root")
-        return cls(id=file.stem, file=file, split=split, captions=captions)
+        return cls(id=str(file.with_suffix("")), file=file, split=split, captions=captions)
 
 
 def _images(annotations: Path) -> list[Mapping[str, Any]]:

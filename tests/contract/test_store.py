@@ -13,7 +13,7 @@ from contract.encoding import Float32, Int32
 from contract.errors import DataError, StoreError
 from contract.manifest import Manifest, items_table
 from contract.schema import Field, FieldSet
-from contract.store import Quarantined, TargetStore, newest_store
+from contract.store import Quarantined, TargetStore, newest_store, writing
 
 NUM_ROWS = 1300
 KEY = "image/teacher"
@@ -257,11 +257,7 @@ def test_quarantined_rows_are_listed_and_masked(tmp_path: Path) -> None:
 
 
 def test_second_writer_is_refused(copy: Path) -> None:
-    with (
-        TargetStore.open(copy).writing(),
-        pytest.raises(StoreError, match="another run is writing"),
-        TargetStore.open(copy).writing(),
-    ):
+    with writing(copy), pytest.raises(StoreError, match="another run is writing"), writing(copy):
         pass
 
 
@@ -270,3 +266,58 @@ def test_newest_store_is_the_one_that_was_written_last(copy: Path, tmp_path: Pat
     assert newest_store(tmp_path) == tmp_path / "newer.zarr"
     with pytest.raises(StoreError, match="no store under"):
         newest_store(tmp_path / "nowhere")
+
+
+def test_fieldset_that_was_not_added_to_the_end_is_added_again(copy: Path) -> None:
+    metadata = json.loads((copy / KEY / "zarr.json").read_text())
+    metadata["attributes"] = {}
+    (copy / KEY / "zarr.json").write_text(json.dumps(metadata))
+    store = TargetStore.open(copy)
+    assert not store.fieldsets
+    store.add(fieldset())
+    assert KEY in TargetStore.open(copy).fieldsets
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"fingerprint": 1}'])
+def test_damaged_commit_record_is_a_missing_shard_and_a_bad_one(copy: Path, content: str) -> None:
+    path = copy / "precept/commits" / KEY / "000001.json"
+    path.write_text(content)
+    store = TargetStore.open(copy)
+    assert store.missing(KEY) == [1]
+    bad = [damage for _, _, damage in store.verify() if damage]
+    assert "its commit record can't be read" in bad[0].reason
+    write(store, 1)
+    assert store.complete(KEY)
+
+
+def test_shard_is_not_committed_while_it_is_replaced(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    store = TargetStore.open(copy)
+    monkeypatch.setattr("contract.store.write_shard", full)
+    with pytest.raises(OSError, match="No space"):
+        write(store, 1)
+    assert TargetStore.open(copy).missing(KEY) == [1]
+
+
+def test_moved_dataset_keeps_its_store(copy: Path) -> None:
+    moved = TargetStore.create(copy, replace(manifest(), media_root="/elsewhere"))
+    assert moved.complete(KEY)
+    assert TargetStore.open(copy).manifest.media_root == "/elsewhere"
+
+
+def test_foreign_zarr_group_is_left_alone(tmp_path: Path) -> None:
+    zarr.open_group(tmp_path / "foreign.zarr", mode="w").create_array("precept", shape=(3,), dtype="int8")
+    with pytest.raises(StoreError, match="not a target store"):
+        TargetStore.create(tmp_path / "foreign.zarr", manifest())
+    assert zarr.open_array(tmp_path / "foreign.zarr/precept", mode="r").shape == (3,)
+
+
+def test_nested_expectations_may_name_a_part_only(tmp_path: Path) -> None:
+    deep = replace(fieldset(), provenance={"recipe": {"view": {"height": 224, "width": 224}}})
+    TargetStore.create(tmp_path / "deep.zarr", manifest()).add(deep)
+    reference = f"{KEY}/logits"
+    TargetStore.open(tmp_path / "deep.zarr", {reference: {"recipe": {"view": {"height": 224}}}})
+    with pytest.raises(StoreError, match=r"recipe\.view\.height: 224, not 384"):
+        TargetStore.open(tmp_path / "deep.zarr", {reference: {"recipe": {"view": {"height": 384}}}})

@@ -128,6 +128,11 @@ def test_mistakes_are_one_line_each(project) -> None:
     assert "unknown key `encoders.image.teacher.modle`" in error_of(
         *base, "--set", "encoders.image.teacher.modle=x"
     )
+    assert "greater than 0, found -1" in error_of(*base, "--set", "encoders.image.teacher.batch_size=-1")
+    assert "encoders.image.a/b" in error_of(*base, "--set", "encoders.image.a/b.kind=timm")
+    assert "`encodings" in error_of(*base, "--set", "encoders.image.teacher.encodings.logits.kind=int32").replace(
+        "encoders.image.teacher.", ""
+    )
     assert "valid integer" in error_of(*base, "--set", "encoders.image.teacher.batch_size=many")
     other = error_of(*base, "--set", "encoders.image.teacher.preprocessing.mean=[0, 0, 0]")
     assert "image/teacher was made by another encoder or setting: recipe.mean" in other
@@ -160,4 +165,4 @@ def test_too_small_a_disk_is_said_before_anything_runs(project, monkeypatch) -> 
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
     assert "0.0 MB are free" in error_of(*project.arguments())
-    assert not Path("stores").exists()
+    assert not Path("stores/tiny.zarr").exists()

@@ -239,7 +239,7 @@ def test_store_is_embedded_in_every_modality_that_any_store_trains(
 
 
 def test_single_pair_is_refused(recipe: Make, tmp_path: Path, new_store: NewStore) -> None:
-    alone = new_store(tmp_path / "tiny.zarr", splits=["train", "val", "test"])
+    alone = new_store(tmp_path / "tiny.zarr", splits=["train", "val", "val", "val", "test"])
     with pytest.raises(DataError, match="1 image items with a usable text"):
         resolve(recipe(), [alone])
 

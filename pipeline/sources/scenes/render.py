@@ -45,9 +45,10 @@ def render(config: Scenes, folder: Path) -> list[dict[str, Any]]:
     marker = folder / "rendering"
     if folder.exists() and any(folder.iterdir()) and not marker.exists():
         raise DataError(f"{folder}: holds other files and no scenes.json; name an empty or a new folder for scenes")
-    for name in ("images", "sounds"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     marker.touch()
+    for name in ("images", "sounds"):
+        (folder / name).mkdir(exist_ok=True)
     entries = list(_rendered(config.samples(), folder))
     unfinished = folder / "scenes.json.partial"
     unfinished.write_text(json.dumps({**wanted, "scenes": entries}, ensure_ascii=False), encoding="utf-8")
