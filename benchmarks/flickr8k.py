@@ -2,10 +2,10 @@
 
     python benchmarks/flickr8k.py [--work DIR] [--recipes infonce shre] [--seeds 0 1 2]
 
-Runs the three commands as a user would. Reads photographs and weights from $PRECEPT_REAL_DATA (default
-../shared/data). The official test photographs are not part of that data, so the 1,000 are the validation
-photographs and as many of the training ones as are missing, drawn by a seed; 250 others choose the best epoch.
-None of them is trained on. The last line is JSON.
+Runs the three commands as a user would, into a folder that does not exist yet. Reads photographs and weights from
+$PRECEPT_REAL_DATA (default ../shared/data). The official test photographs are not part of that data, so the 1,000
+are the validation photographs and as many of the training ones as are missing, drawn by a seed; 250 others choose
+the best epoch. None of them is trained on. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def main() -> None:
     checkpoint = data / "weights/mobilenetv2_100_in1k.fp16.safetensors"
     if not checkpoint.is_file():
         sys.exit(f"skipped: no {checkpoint}; set PRECEPT_REAL_DATA to a folder with flickr8k/ and weights/")
+    if options.work.exists():
+        sys.exit(f"{options.work} exists: what is there would be continued, not timed; give another --work")
     root, store = options.work / "data", options.work / "flickr8k.zarr"
     resplit(data / "flickr8k", root)
     settings = [f"--set=encoders.image.teacher.{key}={value}" for key, value in TEACHER.items()]
@@ -64,8 +66,9 @@ def resplit(source: Path, root: Path) -> None:
     held_out = [entry for entry in entries if entry["split"] == "val"]
     training = [entry for entry in entries if entry["split"] != "val"]
     drawn = [training[place] for place in np.random.default_rng(0).permutation(len(training))]
-    held_out += drawn[: NUM_TEST - len(held_out)]
-    rest = [entry for entry in drawn if entry not in held_out]
+    num_drawn = NUM_TEST - len(held_out)
+    held_out += drawn[:num_drawn]
+    rest = drawn[num_drawn:]
     for split, part in (("test", held_out), ("val", rest[:NUM_VAL]), ("train", rest[NUM_VAL:])):
         for entry in part:
             entry["split"] = split

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from contract import embeddings, fingerprint
 from contract.errors import RunError
+from contract.store import writing
 from trainer.batch import Batch, Forward
 from trainer.device import Device
 from trainer.embed import write_student_store
@@ -31,14 +32,22 @@ from trainer.validate import ValidationSet, validation_sets
 def fit(run: Run) -> None:
     """Train the run to its end, from its last checkpoint if there is one, and embed."""
     recipe, streams = run.recipe, run.streams
-    state = State(recipe, streams, Device.choose(recipe.precision))
-    run.create()
-    if run.last.exists():
-        state.restore(run.last)
-    validation = validation_sets(streams, recipe.languages)
-    if not validation:
-        print("no pairs in split val: no validation, `best` is the last epoch", file=sys.stderr)
-    _train(run, state, validation)
+    with writing(run.path):
+        state = State(recipe, streams, Device.choose(recipe.precision))
+        run.create()
+        if run.last.exists():
+            state.restore(run.last)
+        validation = validation_sets(streams, recipe.languages)
+        if not validation:
+            print("no pairs in split val: no validation, `best` is the last epoch", file=sys.stderr)
+        _train(run, state, validation)
+        _embed(run, state)
+        run.finish()
+
+
+def _embed(run: Run, state: State) -> None:
+    """Write the student store of each dataset, from the best checkpoint."""
+    recipe, streams = run.recipe, run.streams
     state.restore_student(run.best)
     for store, inputs in streams.stores:
         provenance = {
@@ -53,7 +62,6 @@ def fit(run: Run) -> None:
         width = recipe.student.embedding_dim
         if not write_student_store(path, state.student, width, store, inputs, provenance, state.device):
             print(f"{store.path}: no items in val or test: nothing to evaluate", file=sys.stderr)
-    run.finish()
 
 
 def _train(run: Run, state: State, validation: Mapping[str, ValidationSet]) -> None:

@@ -12,7 +12,7 @@ from trainer import checkpoint
 from trainer.device import Device
 from trainer.recipes import AdamW, Recipe
 from trainer.streams import Streams
-from trainer.students import Mlp, Transformer
+from trainer.students.adapters import Adapters
 
 # Items from which the adapters' standardisation is measured.
 NUM_MEASURED = 256
@@ -72,7 +72,7 @@ class State:
         self.optimizer.load_state_dict(tree)
 
 
-def _student(recipe: Recipe, streams: Streams) -> Mlp | Transformer:
+def _student(recipe: Recipe, streams: Streams) -> nn.Module:
     needed = {target for objective in recipe.objectives.values() for target in objective.needs}
     widths = {streams.num_classes(target) for target in needed}
     if len(widths) > 1:
@@ -81,8 +81,10 @@ def _student(recipe: Recipe, streams: Streams) -> Mlp | Transformer:
         )
     shapes = streams.shapes()
     student = recipe.student.build(shapes, widths.pop() if widths else 0)
+    adapters = student.adapters
+    assert isinstance(adapters, Adapters)
     for modality in shapes:
-        student.adapters.measure(modality, streams.sample(modality, NUM_MEASURED))
+        adapters.measure(modality, streams.sample(modality, NUM_MEASURED))
     return student
 
 

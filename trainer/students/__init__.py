@@ -10,9 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainer.students.mlp import Mlp as Mlp
 from trainer.students.mlp import MlpStudent
-from trainer.students.transformer import Transformer as Transformer
 from trainer.students.transformer import TransformerStudent
 
 Student = Annotated[MlpStudent | TransformerStudent, Field(discriminator="kind")]
