@@ -86,7 +86,6 @@ def train(recipe: str, seed: int, store: Path, work: Path) -> dict[str, Any]:
         f"--config={recipe}",
         f"--store={store}",
         f"--run={path}",
-        "--resume",
         f"--set=seed={seed}",
     )
     run("eval", "retrieval", f"--run={path}", "--index")

@@ -28,7 +28,8 @@ SHIPPED = Path(__file__).resolve().parent.parent
 
 def load(path: Path, type_: type[T], overrides: Iterable[str] = ()) -> T:
     """Read the YAML file `path` into `type_`, after the `a.b=value` overrides have been put in."""
-    return parse(read_tree(path, overrides), type_, source=str(path))
+    overrides = list(overrides)
+    return parse(read_tree(path, overrides), type_, source=str(path), overrides=overrides)
 
 
 def read_tree(path: Path, overrides: Iterable[str] = ()) -> Tree:
@@ -45,8 +46,11 @@ def read_tree(path: Path, overrides: Iterable[str] = ()) -> Tree:
     return tree
 
 
-def parse(tree: object, type_: type[T], *, source: str) -> T:
-    """Validate `tree` as `type_`; the error names `source`, the key, what was found and what was expected."""
+def parse(tree: object, type_: type[T], *, source: str, overrides: Iterable[str] = ()) -> T:
+    """Validate `tree` as `type_`; the error names `source`, the key, what was found and what was expected.
+
+    A key that one of `overrides` has put there is blamed on that one.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -56,7 +60,10 @@ def parse(tree: object, type_: type[T], *, source: str) -> T:
         # An unknown key is often the misspelt one that another line misses: say it first.
         problems = sorted(error.errors(include_url=False), key=lambda problem: not _is_unknown_key(problem))
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(f"{source}: {_describe(problems[0], tree, type_)}{more}") from error
+        key = ".".join(_keys(problems[0]["loc"], tree))
+        to_blame = [f"--set {one}" for one in overrides if f"{key}.".startswith(f"{one.partition('=')[0]}.")]
+        culprit = to_blame[-1] if to_blame else source
+        raise ConfigError(f"{culprit}: {_describe(problems[0], key, type_)}{more}") from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {error}; put quotes around dates and other special values") from error
 
@@ -129,8 +136,8 @@ def _is_unknown_key(problem: ErrorDetails) -> bool:
     return problem["type"] in ("unexpected_keyword_argument", "extra_forbidden")
 
 
-def _describe(problem: ErrorDetails, tree: object, type_: object) -> str:
-    key = ".".join(_keys(problem["loc"], tree)) or "the file"
+def _describe(problem: ErrorDetails, key: str, type_: object) -> str:
+    key = key or "the file"
     found = json.dumps(problem["input"], default=str)
     found = found if len(found) <= 60 else found[:57] + "..."
     if _is_unknown_key(problem):

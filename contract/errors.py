@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(Exception):
@@ -53,6 +54,21 @@ def one_line() -> Iterator[None]:
     except OSError as error:
         # A full disk or a read-only folder reaches us from any write; its own text names the file.
         _leave(str(error), UserError.exit_code)
+
+
+def run_command_line(app: Any, name: str, arguments: Sequence[str]) -> None:
+    """Run a Typer app; a mistake in the command line leaves as one line, like every other."""
+    with one_line():
+        try:
+            exit_code = app(args=list(arguments), prog_name=name, standalone_mode=False)
+        except Exception as error:
+            # What the parser raises; known by its method, so that no parser is imported here.
+            if not hasattr(error, "format_message"):
+                raise
+            raise ConfigError(
+                f"{error.format_message().rstrip('.')}; `{name} --help` tells what there is"
+            ) from error
+    raise SystemExit(exit_code if isinstance(exit_code, int) else 0)
 
 
 def _leave(message: str, exit_code: int) -> None:

@@ -83,6 +83,8 @@ class FieldSet:
     def identity(self) -> dict[str, Any]:
         """What the fingerprint is made of."""
         return {
+            # First, since it is what a person changed: a difference is told by its first part.
+            "recipe": self.provenance.get("recipe", {}),
             "fields": {
                 field.name: {
                     "shape": list(field.shape),
@@ -93,7 +95,6 @@ class FieldSet:
             },
             "batch_size": self.batch_size,
             "rows_per_shard": self.rows_per_shard,
-            "recipe": self.provenance.get("recipe", {}),
         }
 
     def difference(self, other: FieldSet) -> str:

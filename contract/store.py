@@ -132,13 +132,9 @@ class TargetStore:
         """Make room for a FieldSet; one of the same name must be equal to the one that is there."""
         import zarr
 
+        self.require_fieldset(fieldset)
         present = self.fieldsets.get(fieldset.key)
-        if present is not None:
-            if present.fingerprint != fieldset.fingerprint:
-                raise StoreError(
-                    f"{self.path}: {fieldset.key} was made by another encoder or setting: "
-                    f"{present.difference(fieldset)}; give another --store, or name the FieldSet differently"
-                )
+        if present is not None and present.fingerprint == fieldset.fingerprint:
             return
         if fieldset.modality not in self.manifest.items:
             raise DataError(
@@ -162,6 +158,16 @@ class TargetStore:
         # The attributes come last: a group without them is not a FieldSet yet.
         group.update_attributes({"precept": _fieldset_tree(fieldset)})
         self.fieldsets[fieldset.key] = fieldset
+
+    def require_fieldset(self, fieldset: FieldSet) -> None:
+        """Raise `StoreError` if the store holds values of another FieldSet of that name."""
+        present = self.fieldsets.get(fieldset.key)
+        has_values = any((self.path / "precept/commits" / fieldset.key).glob("*.json"))
+        if present is not None and has_values and present.fingerprint != fieldset.fingerprint:
+            raise StoreError(
+                f"{self.path}: {fieldset.key} was made by another encoder or setting: "
+                f"{present.difference(fieldset)}; give another --store, or name the FieldSet differently"
+            )
 
     def num_shards(self, key: str) -> int:
         """How many shards the FieldSet has when it is whole."""
@@ -239,9 +245,13 @@ class TargetStore:
         found = [reference for reference in candidates if reference.endswith(f"/{name}") or reference == name]
         if len(found) == 1:
             return found[0]
-        what = "no" if not found else "more than one"
         known = ", ".join(candidates) or "none"
-        raise StoreError(f"{self.path} has {what} {modality} field {name!r}; its {modality} fields: {known}")
+        if not found:
+            raise StoreError(f"{self.path} has no {modality} field {name!r}; its {modality} fields: {known}")
+        raise StoreError(
+            f"{self.path} has more than one {modality} field {name!r}: {', '.join(found)}; "
+            f"name one with its FieldSet, such as {found[0].partition('/')[2]}"
+        )
 
     def field(self, reference: str) -> Field:
         """The schema of a field, by its full reference."""
@@ -310,6 +320,8 @@ class TargetStore:
         provenance = self.fieldsets[key].provenance
         found = {"shape": list(field.shape), "encoding": field.encoding.kind, **field.about, **provenance}
         for name, expected in parts.items():
+            if name not in found:
+                raise StoreError(f"{self.path}: {reference} says nothing of {name!r}, only of {', '.join(found)}")
             wrong = difference(_parts(found.get(name), expected), expected, name)
             if wrong:
                 raise StoreError(f"{self.path}: {reference} is not what is expected: {wrong}")
@@ -401,16 +413,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def newest_store(folder: Path) -> Path:
-    """The store under `folder` that was made last."""
-    found = [path.parents[2] for path in folder.glob("*/precept/manifest/manifest.json")]
+    """The store under `folder` that was written last; one in which nothing was ever computed does not count."""
+    found = {path.parents[4] for path in folder.glob("*/precept/commits/*/*/*.json")}
     if not found:
         raise StoreError(f"no store under {folder}{os.sep}; make one with `pipeline precompute --dataset scenes`")
-    return max(found, key=lambda path: _last_change(path))
+    return max(found, key=_last_change)
 
 
 def _last_change(path: Path) -> float:
-    commits = path / "precept/commits"
-    return max(file.stat().st_mtime for file in [path / "precept/manifest/manifest.json", *commits.glob("*/*")])
+    return max(folder.stat().st_mtime for folder in (path / "precept/commits").glob("*/*"))
 
 
 def _fieldset_tree(fieldset: FieldSet) -> dict[str, Any]:

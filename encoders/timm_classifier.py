@@ -252,7 +252,7 @@ def _load(model: torch.nn.Module, path: Path) -> None:
         model.load_state_dict(timm.models.load_state_dict(str(path), weights_only=True), strict=True)
     except Exception as error:  # safetensors, torch and pickle each raise their own for a file that is none
         reason = " ".join(str(error).split())
-        raise DataError(f"checkpoint {path} does not fit the model: {reason[:300]}") from error
+        raise DataError(f"checkpoint {path} can't be loaded into the model: {reason[:200]}") from error
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> Any:

@@ -6,12 +6,12 @@ names are installed.
 
 import sys
 
-from contract.errors import one_line
+from contract.errors import run_command_line
 
 
 def main() -> None:
     """Run `eval VERB ...`; a user's mistake leaves as one line."""
-    _run("eval", sys.argv[1:])
+    _run("eval", sys.argv[1:] or ["--help"])
 
 
 def retrieval() -> None:
@@ -20,10 +20,9 @@ def retrieval() -> None:
 
 
 def _run(program: str, arguments: list[str]) -> None:
-    with one_line():
-        from eval.cli import completed, programs
+    from eval.cli import completed, programs
 
-        programs[program](args=completed(arguments), prog_name=program)
+    run_command_line(programs[program], program, completed(arguments))
 
 
 if __name__ == "__main__":

@@ -142,11 +142,17 @@ def _task(fieldset: FieldSet, encoder: Encoder, manifest: Manifest, store: Targe
     missing = [range(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
     num_shards = len(missing)
     if store is not None and fieldset.key in store.fieldsets:
-        store.add(fieldset)  # refuses another encoder under the same name
+        store.require_fieldset(fieldset)
+    if store is not None and _holds(store, fieldset):
         missing = [store.shard_rows(fieldset.key, shard) for shard in store.missing(fieldset.key)]
     return Task(
         fieldset=fieldset, encoder=encoder, num_rows=num_rows, missing=tuple(missing), num_shards=num_shards
     )
+
+
+def _holds(store: TargetStore, fieldset: FieldSet) -> bool:
+    present = store.fieldsets.get(fieldset.key)
+    return present is not None and present.fingerprint == fieldset.fingerprint
 
 
 def _version(package: str) -> str:

@@ -34,9 +34,8 @@ def verify(store: TargetStore) -> str:
             f"{store.path}: {len(bad)} of {checked} shards are damaged: {listed}; remove their commit records "
             f"under {store.path}/precept/commits and run the same `pipeline precompute` again to recompute them"
         )
-    incomplete = [key for key in store.fieldsets if not store.complete(key)]
-    whole = f"; incomplete: {', '.join(incomplete)}" if incomplete else ""
-    return f"{store.path}: {checked} shards are as they were written{whole}"
+    store.require_complete(store.fieldsets)
+    return f"{store.path}: {checked} shards are as they were written"
 
 
 def _items(store: TargetStore) -> Iterator[str]:

@@ -1,14 +1,15 @@
 """The script `trainer`."""
 
-from contract.errors import one_line
+import sys
+
+from contract.errors import run_command_line
 
 
 def main() -> None:
     """Run the command line; a user's mistake leaves as one line."""
-    with one_line():
-        from trainer.cli import app
+    from trainer.cli import app
 
-        app(prog_name="trainer")
+    run_command_line(app, "trainer", sys.argv[1:] or ["--help"])
 
 
 if __name__ == "__main__":

@@ -146,6 +146,9 @@ def trained(streams: Streams) -> dict[str, list[str]]:
 
 def _open(path: Path, expect: Mapping[str, Mapping[str, Any]]) -> TargetStore:
     store = TargetStore.open(path)
+    for field in expect:
+        if "/" not in field:
+            raise ConfigError(f"expect.{field}: name the modality too, as in image/{field}")
     store.require({store.find(*field.split("/", 1)): parts for field, parts in expect.items()})
     return store
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from contract.errors import ConfigError
+from contract.errors import ConfigError, RunError
 from trainer import checkpoint
 from trainer.device import Device
 from trainer.recipes import AdamW, Recipe
@@ -46,9 +46,12 @@ class State:
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint: the next step is as if there had been no interruption."""
         tensors, state = checkpoint.load(path)
-        self.student.load_state_dict(checkpoint.under("student", tensors))
-        self.objectives.load_state_dict(checkpoint.under("objectives", tensors))
-        self._restore_slots(checkpoint.under("optimizer", tensors))
+        try:
+            self.student.load_state_dict(checkpoint.under("student", tensors))
+            self.objectives.load_state_dict(checkpoint.under("objectives", tensors))
+            self._restore_slots(checkpoint.under("optimizer", tensors))
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise RunError(f"{path}: not a checkpoint of this recipe and store: {str(error)[:200]}") from error
         torch.set_rng_state(tensors["rng.cpu"])
         if self.device.name == "cuda" and "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"])

@@ -112,8 +112,8 @@ class _Entry:
             ]
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{source}: images[{number}]: {error!r}; each needs filename, a split of "
-                f"{', '.join(SPLIT_NAMES)}, and sentences with raw"
+                f"{source}: images[{number}] is not as it should be ({error!r}): each needs `filename`, a `split` "
+                f"of {', '.join(SPLIT_NAMES)}, and `sentences`, each with `raw`"
             ) from error
         if file.is_absolute() or ".." in file.parts:
             raise DataError(f"{source}: images[{number}]: {file} points out of the data root")

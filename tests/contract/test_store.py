@@ -261,9 +261,11 @@ def test_second_writer_is_refused(copy: Path) -> None:
         pass
 
 
-def test_newest_store_is_the_one_that_was_written_last(copy: Path, tmp_path: Path) -> None:
-    TargetStore.create(tmp_path / "newer.zarr", manifest(5))
-    assert newest_store(tmp_path) == tmp_path / "newer.zarr"
+def test_newest_store_is_the_one_that_was_written_last(whole: Path, copy: Path, tmp_path: Path) -> None:
+    newer = Path(shutil.copytree(whole, tmp_path / "newer.zarr"))
+    write(TargetStore.open(newer), 2)
+    TargetStore.create(tmp_path / "empty.zarr", manifest(5))
+    assert newest_store(tmp_path) == newer
     with pytest.raises(StoreError, match="no store under"):
         newest_store(tmp_path / "nowhere")
 
@@ -321,3 +323,17 @@ def test_nested_expectations_may_name_a_part_only(tmp_path: Path) -> None:
     TargetStore.open(tmp_path / "deep.zarr", {reference: {"recipe": {"view": {"height": 224}}}})
     with pytest.raises(StoreError, match=r"recipe\.view\.height: 224, not 384"):
         TargetStore.open(tmp_path / "deep.zarr", {reference: {"recipe": {"view": {"height": 384}}}})
+
+
+def test_fieldset_that_never_got_a_value_may_be_another_one(tmp_path: Path) -> None:
+    store = TargetStore.create(tmp_path / "tiny.zarr", manifest())
+    store.add(fieldset(model="a typing mistake"))
+    store.add(fieldset(model="vit"))
+    assert TargetStore.open(tmp_path / "tiny.zarr").fieldsets[KEY].provenance["recipe"] == {"model": "vit"}
+    with pytest.raises(StoreError, match="no store under"):
+        newest_store(tmp_path)
+
+
+def test_expectation_of_what_is_not_told_lists_what_is(whole: Path) -> None:
+    with pytest.raises(StoreError, match=r"says nothing of 'model', only of shape, encoding"):
+        TargetStore.open(whole, {f"{KEY}/logits": {"model": "vit"}})

@@ -172,13 +172,13 @@ def test_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes) -> 
     for name in ("broken.safetensors", "broken.pth"):
         (tmp_path / name).write_bytes(content)
         config = TimmClassifier(model="resnet10t", checkpoint=str(tmp_path / name))
-        with pytest.raises(DataError, match=r"broken.* does not fit the model"):
+        with pytest.raises(DataError, match=r"broken.* can't be loaded into the model"):
             config.build("cpu")
 
 
 def test_checkpoint_of_another_model_is_named(tmp_path: Path) -> None:
     _, config = saved(tmp_path, *FAMILIES[0][:2])
-    with pytest.raises(DataError, match="does not fit the model"):
+    with pytest.raises(DataError, match="can't be loaded into the model"):
         TimmClassifier(model="resnet10t", checkpoint=config.checkpoint).build("cpu")
 
 

@@ -129,3 +129,8 @@ def test_recipe_that_the_store_can_not_train_leaves_no_folder(recipe: Make, stor
     with pytest.raises(ConfigError, match=r"student\.adapters has no entry for text, audio"):
         fit(runs.begin(recipe({"student.adapters": {"image": {"kind": "mlp"}}}), [store.path], Path("run")))
     assert not Path("run").exists()
+
+
+def test_expectation_without_a_modality_is_refused(recipe: Make, store: TargetStore) -> None:
+    with pytest.raises(ConfigError, match=r"expect\.logits: name the modality too, as in image/logits"):
+        runs.begin(recipe({"expect": {"logits": {"shape": [8]}}}), [store.path], None)

@@ -70,7 +70,7 @@ def test_replaced_photograph_changes_the_fingerprint(tmp_path: Path) -> None:
         ("{", "not Karpathy's JSON"),
         ("[]", "not Karpathy's JSON"),
         ('{"images": []}', "is empty"),
-        ('{"images": [{"filename": "a.jpg"}]}', r"images\[0\]: KeyError\('split'\)"),
+        ('{"images": [{"filename": "a.jpg"}]}', r"images\[0\] .*KeyError\('split'\)"),
         ('{"images": [{"filename": "a.jpg", "split": "dev", "sentences": []}]}', "KeyError.'dev'"),
         ('{"images": [{"filename": "../a.jpg", "split": "val", "sentences": []}]}', "points out of the data root"),
         (
