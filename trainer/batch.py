@@ -23,7 +23,7 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """B pairs of two modalities: row i of either belongs to row i of the other, and to no other row.
+    """B pairs of two modalities: row i of either belongs to row i of the other; the other rows are its negatives.
 
     `pair` is (anchor, partner), such as ("image", "text"); `targets` are the anchor's, float [B, ...].
     """

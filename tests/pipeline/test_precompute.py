@@ -28,7 +28,7 @@ def run(large_project, *more: str) -> None:
 
 
 def content(store: Path) -> dict[str, bytes]:
-    """Every file of a store but the locks; the command line, which names the store, taken out of the metadata."""
+    """Every file of a store; the command line, which names the store, taken out of the metadata."""
     files = {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
     return {
         name: b"\n".join(line for line in data.splitlines() if b'"command"' not in line) if "json" in name else data
