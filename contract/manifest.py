@@ -98,11 +98,6 @@ class Manifest:
         """The ids, unicode [n]."""
         return np.array(self.column(modality, "id"), dtype=np.str_)
 
-    def labels(self, modality: str) -> npt.NDArray[np.int32]:
-        """The class labels, int32 [n], -1 where there is none."""
-        labels: npt.NDArray[np.int32] = self.items[modality].column("label").to_numpy()
-        return labels
-
     def rows(self, modality: str, split: str | None = None, languages: Iterable[str] | None = None) -> Rows:
         """Ascending row numbers, int64 [n], of a split; of captions in these languages where text has any."""
         table = self.items[modality]

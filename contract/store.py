@@ -142,7 +142,8 @@ class TargetStore:
                 f"only {', '.join(self.manifest.modalities)}"
             )
         num_rows = self.manifest.num_rows(fieldset.modality)
-        group = zarr.open_group(self.path / fieldset.modality, mode="a").require_group(fieldset.name)
+        # What is there already, if anything, never got a value.
+        group = zarr.open_group(self.path / fieldset.modality, mode="a").create_group(fieldset.name, overwrite=True)
         for field in fieldset.fields:
             for name, (dtype, shape) in field.arrays.items():
                 in_chunk = chunk_rows(row_bytes(dtype, shape), fieldset.rows_per_shard)
@@ -302,10 +303,6 @@ class TargetStore:
             if self.fieldsets[key].modality == modality:
                 mask[[entry.row for entry in self.quarantined(key)]] = False
         return mask
-
-    def fingerprint(self, key: str) -> str:
-        """Of the manifest and one FieldSet together: equal for stores that hold equal values."""
-        return f"{self.manifest.fingerprint}-{self.fieldsets[key].fingerprint}"
 
     def verify(self) -> Iterator[tuple[str, int, BadShard | None]]:
         """Read every committed byte again; yields (FieldSet, shard, what is wrong with it or None)."""

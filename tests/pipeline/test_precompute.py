@@ -92,7 +92,7 @@ def test_ray_stores_the_same_values(large_project, whole: Path) -> None:
     np.testing.assert_array_equal(
         ray.load("text/tokens/token_embeddings", texts), local.load("text/tokens/token_embeddings", texts)
     )
-    assert ray.fingerprint("image/teacher") == local.fingerprint("image/teacher")
+    assert ray.fieldsets["image/teacher"].fingerprint == local.fieldsets["image/teacher"].fingerprint
 
 
 def test_error_inside_an_actor_leaves_as_one_line(large_project) -> None:

@@ -58,7 +58,7 @@ def test_files_are_what_the_manifest_says(folder: Path) -> None:
     manifest = SMALL.build("scenes", folder)
     scenes = {sample.id: sample.scene for sample in SMALL.samples()}
     for id_, file, label in zip(
-        manifest.ids("image"), manifest.column("image", "file"), manifest.labels("image"), strict=True
+        manifest.ids("image"), manifest.column("image", "file"), manifest.column("image", "label"), strict=True
     ):
         assert np.array_equal(np.asarray(Image.open(folder / file)), draw(scenes[str(id_)]))
         assert label == scenes[str(id_)].label
