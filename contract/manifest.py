@@ -1,9 +1,10 @@
 """What a dataset holds: items of each modality, and which of them belong together.
 
     manifest/
-      manifest.json            dataset, protocol, media root, row counts, fingerprint
+      manifest.json            dataset, protocol, media root, segments with their checksums, fingerprint
       items.<modality>.arrow   id, file, text, label, language, split, size_bytes: row i is item i
       pairs.<a>-<b>.arrow      two columns of row numbers, one row per pair
+      items.<modality>.1.arrow and so on: what was added later, a segment each time; rows are never moved
 
 Tables are Arrow files that are memory-mapped, never lists of Python objects: a hundred million rows open at
 once. Captions are text items of their own, so that nothing is padded to five captions an image.
@@ -11,46 +12,49 @@ once. Captions are text items of their own, so that nothing is padded to five ca
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from contract import fingerprint
-from contract.errors import DataError, StoreError
-from contract.shard import replace_file
+from contract import fingerprint, growth, records, tables
+from contract.errors import DataError
+from contract.tables import (
+    ITEMS,
+    NO_LABEL,
+    UNKNOWN_SIZE,
+    Rows,
+    Segments,
+    as_mask,
+    content_fingerprint,
+    items_table,
+    pair_kind,
+    pairs_table,
+)
+
+__all__ = [
+    "ITEMS",
+    "MODALITIES",
+    "NO_LABEL",
+    "SPLITS",
+    "UNKNOWN_SIZE",
+    "Manifest",
+    "Rows",
+    "Segments",
+    "items_table",
+    "pair_kind",
+    "pairs_table",
+]
 
 MODALITIES = ("image", "text", "audio")
 SPLITS = ("train", "val", "test")
-NO_LABEL = -1
-UNKNOWN_SIZE = -1
-
-ITEMS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("file", pa.string()),
-        ("text", pa.string()),
-        ("label", pa.int32()),
-        ("language", pa.string()),
-        ("split", pa.string()),
-        ("size_bytes", pa.int64()),
-    ]
-)
-
-Rows = npt.NDArray[np.int64]
-
-
-def pair_kind(first: str, second: str) -> str:
-    """The name of the pairs of two modalities: image comes first, text last."""
-    order = ("image", "audio", "text")
-    return "-".join(sorted((first, second), key=order.index))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +63,9 @@ class Manifest:
 
     `items` maps a modality to a table with the schema `ITEMS`; `pairs` maps a pair kind such as "image-text" to
     a table of two int64 columns, named after the modalities, that hold row numbers. `media_root` is where the
-    files lie; it is not part of the fingerprint, since moving a dataset changes nothing in it.
+    files lie; it is not part of the fingerprint, since moving a dataset changes nothing in it. `num_classes` is the
+    number of classes that labels are numbers of, 0 without labels. `segments` says in how many pieces, and of
+    how many rows, each table came to be.
     """
 
     dataset: str
@@ -67,6 +73,8 @@ class Manifest:
     items: Mapping[str, pa.Table]
     pairs: Mapping[str, pa.Table] = field(default_factory=dict)
     media_root: str = ""
+    num_classes: int = 0
+    segments: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -78,8 +86,12 @@ class Manifest:
         """Over ids, files, sizes, captions, labels, languages, splits and pairs."""
         tables = {f"items.{name}": table for name, table in self.items.items()}
         tables |= {f"pairs.{name}": table for name, table in self.pairs.items()}
-        parts = {name: _content(table) for name, table in tables.items()}
+        parts = {name: content_fingerprint(table) for name, table in tables.items()}
         return fingerprint.of_tree({"dataset": self.dataset, "tables": parts})
+
+    @cached_property
+    def _rows_fingerprints(self) -> dict[tuple[str, range], str]:
+        return {}
 
     def num_rows(self, modality: str) -> int:
         """How many items the modality has."""
@@ -87,7 +99,13 @@ class Manifest:
 
     def rows_fingerprint(self, modality: str, rows: range) -> str:
         """Over the content of one range of rows: equal as long as these items are, wherever the table ends."""
-        return _content(self.items[modality].slice(rows.start, len(rows)))
+        known = self._rows_fingerprints
+        if (modality, rows) not in known:
+            table = self.items[modality].slice(rows.start, len(rows))
+            # Nothing has looked into a store's tables yet: a damaged one must be an ArrowException and not a crash.
+            table.validate(full=True)
+            known[modality, rows] = content_fingerprint(table)
+        return known[modality, rows]
 
     def column(self, modality: str, name: str, rows: Sequence[int] | Rows | None = None) -> list[Any]:
         """One column's values, of all rows or of those asked for."""
@@ -103,10 +121,10 @@ class Manifest:
         table = self.items[modality]
         mask = np.ones(table.num_rows, dtype=bool)
         if split is not None:
-            mask &= _as_mask(pc.equal(table.column("split"), split))
+            mask &= as_mask(pc.equal(table.column("split"), split))
         if languages is not None and modality == "text":
             wanted = pa.array([*languages, ""], pa.string())
-            mask &= _as_mask(pc.is_in(table.column("language"), value_set=wanted))
+            mask &= as_mask(pc.is_in(table.column("language"), value_set=wanted))
         return np.flatnonzero(mask).astype(np.int64)
 
     def splits(self, modality: str) -> dict[str, int]:
@@ -147,7 +165,7 @@ class Manifest:
         new_rows: dict[str, Rows] = {}
         items = {}
         for modality, table in self.items.items():
-            kept = _as_mask(pc.is_in(table.column("split"), value_set=pa.array(splits, pa.string())))
+            kept = as_mask(pc.is_in(table.column("split"), value_set=pa.array(splits, pa.string())))
             new_rows[modality] = np.where(kept, np.cumsum(kept) - 1, -1)
             items[modality] = table.filter(pa.array(kept))
         pairs = {}
@@ -155,7 +173,7 @@ class Manifest:
             columns = {name: new_rows[name][table.column(name).to_numpy()] for name in table.column_names}
             kept = np.all([column >= 0 for column in columns.values()], axis=0)
             pairs[kind] = pa.table({name: column[kept] for name, column in columns.items()})
-        return replace(self, items=items, pairs=pairs)
+        return replace(self, items=items, pairs=pairs, segments={})
 
     def check(self) -> None:
         """Raise `DataError` for what no dataset may be: empty, ids that repeat, pairs that point nowhere."""
@@ -164,6 +182,9 @@ class Manifest:
         for modality, table in self.items.items():
             if not table.schema.equals(ITEMS):
                 raise DataError(f"dataset {self.dataset}: {modality} items have columns {table.schema.names}")
+            for name in ITEMS.names:
+                if table.column(name).null_count:
+                    raise DataError(f"dataset {self.dataset}: {modality} items without a {name}")
             counts = table.column("id").value_counts()
             repeated = counts.filter(pc.greater(counts.field("counts"), 1))
             if len(repeated):
@@ -177,103 +198,121 @@ class Manifest:
                 if len(rows) and not (rows.min() >= 0 and rows.max() < self.num_rows(modality)):
                     raise DataError(f"dataset {self.dataset}: {kind} pairs name {modality} rows that don't exist")
 
-    def write(self, folder: Path) -> None:
-        """Write the tables, then manifest.json, which makes the folder complete."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, table in self._tables().items():
-            partial = folder / f"{name}.arrow.partial"
-            with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, table.schema) as out:
-                out.write_table(table)
-            partial.replace(folder / f"{name}.arrow")
-        self.describe(folder)
+    def described_as(self, newer: Manifest) -> Manifest:
+        """The same items and pairs, with what `newer` says about them and of the place their files lie in."""
+        same = replace(self, protocol=newer.protocol, media_root=newer.media_root, num_classes=newer.num_classes)
+        same.__dict__["fingerprint"] = self.fingerprint  # of the items and pairs alone, so not to be made again
+        return same
 
-    def describe(self, folder: Path) -> None:
-        """Write manifest.json alone; the tables beside it are these already."""
+    def grown(self, newer: Manifest) -> Manifest:
+        """This manifest with what `newer` has beside it, in new segments: no row that is here moves.
+
+        `DataError` if the newer one lacks an item or a pair, or has an item with another content.
+        """
+        lost = [f"{name} items" for name in self.items.keys() - newer.items.keys()]
+        lost += [f"{kind} pairs" for kind in self.pairs.keys() - newer.pairs.keys()]
+        if lost:
+            raise DataError(f"dataset {self.dataset}: it has no {min(lost)} any more")
+        places: dict[str, Rows] = {}  # row of the newer manifest -> row of the grown one
+        items, pairs = {}, {}
+        for modality, table in newer.items.items():
+            present = self.items.get(modality, ITEMS.empty_table())
+            places[modality], added = growth.new_items(self.dataset, modality, present, table)
+            items[modality] = pa.concat_tables([present, added])
+        for kind, table in newer.pairs.items():
+            moved = pa.table({name: places[name][table.column(name).to_numpy()] for name in table.column_names})
+            present = self.pairs.get(kind, moved.slice(0, 0))
+            pairs[kind] = pa.concat_tables([present, growth.new_pairs(self, kind, present, moved)])
+        grown = replace(newer, items=items, pairs=pairs)
+        return replace(
+            grown,
+            segments={
+                name: growth.segments(self._segments(name), table.num_rows)
+                for name, table in grown._tables().items()
+            },
+        )
+
+    def segment_starts(self, modality: str) -> list[int]:
+        """The first row of each segment of a modality's items."""
+        return [0, *np.cumsum(self._segments(f"items.{modality}")).tolist()[:-1]]
+
+    def files(self, written: Segments | None = None) -> dict[str, bytes]:
+        """File name -> content: the segments of every table, and manifest.json, which makes them a manifest.
+
+        Segments that are `written` already are only described.
+        """
+        files: dict[str, bytes] = {}
+        described: dict[str, list[Mapping[str, int]]] = {}
+        for name, table in self._tables().items():
+            described[name] = list((written or {}).get(name, []))
+            start = 0
+            for number, size in enumerate(self._segments(name)):
+                if number >= len(described[name]):
+                    content = tables.dump(table.slice(start, size))
+                    files[tables.segment_file(name, number)] = content
+                    described[name].append({"rows": size, "crc32c": google_crc32c.value(content)})
+                start += size
+            assert start == table.num_rows, f"{name}: {start} rows in segments, {table.num_rows} in the table"
         description = {
             "dataset": self.dataset,
             "protocol": self.protocol,
             "media_root": self.media_root,
-            "rows": {name: table.num_rows for name, table in self._tables().items()},
+            "num_classes": self.num_classes,
+            "tables": described,
             "fingerprint": self.fingerprint,
         }
-        replace_file(folder / "manifest.json", (json.dumps(description, indent=2) + "\n").encode())
+        return files | {"manifest.json": records.dump(description)}
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """Open what `write` wrote, memory-mapped."""
-        path = folder / "manifest.json"
-        try:
-            description = json.loads(path.read_text())
-            tables = {name: _open_table(folder / f"{name}.arrow", n) for name, n in description["rows"].items()}
-            manifest = cls(
-                dataset=description["dataset"],
-                protocol=description["protocol"],
-                media_root=description["media_root"],
-                items={name[6:]: table for name, table in tables.items() if name.startswith("items.")},
-                pairs={name[6:]: table for name, table in tables.items() if name.startswith("pairs.")},
-            )
-            # What was written down is trusted here, so that opening does not read every row; see `is_intact`.
-            manifest.__dict__["fingerprint"] = description["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
-            raise StoreError(f"{path}: the manifest is missing or damaged: {error}") from error
+    def read(cls, description: bytes, find: Callable[[str, int], Path]) -> Manifest:
+        """Open what `files` wrote, memory-mapped; `find(file name, checksum)` tells where a table lies.
+
+        ValueError, or what Arrow and the operating system raise, for one that is damaged.
+        """
+        tree = records.load(description)
+        opened = {name: tables.open_table(name, segments, find) for name, segments in tree["tables"].items()}
+        manifest = cls(
+            dataset=tree["dataset"],
+            protocol=tree["protocol"],
+            media_root=tree["media_root"],
+            num_classes=tree["num_classes"],
+            items={name[6:]: table for name, table in opened.items() if name.startswith("items.")},
+            pairs={name[6:]: table for name, table in opened.items() if name.startswith("pairs.")},
+            segments={name: tuple(one["rows"] for one in segments) for name, segments in tree["tables"].items()},
+        )
+        # What was written down is trusted here, so that opening does not read every row; see `damaged_files`.
+        manifest.__dict__["fingerprint"] = tree["fingerprint"]
         return manifest
 
-    def is_intact(self) -> bool:
-        """Whether the tables still have the fingerprint that was written down; reads every row."""
-        return replace(self).fingerprint == self.fingerprint
+    @staticmethod
+    def segments_written(description: bytes) -> Segments:
+        """What `manifest.json` says of the files of each table."""
+        segments: Segments = records.load(description)["tables"]
+        return segments
+
+    @staticmethod
+    def damaged_files(description: bytes, find: Callable[[str, int], Path]) -> list[str]:
+        """The tables whose content is not the one that was written down; reads every byte."""
+        return [
+            file
+            for name, segments in Manifest.segments_written(description).items()
+            for file, one in ((tables.segment_file(name, n), one) for n, one in enumerate(segments))
+            if tables.file_checksum(find, file, one["crc32c"]) != one["crc32c"]
+        ]
 
     def _tables(self) -> dict[str, pa.Table]:
         items = {f"items.{name}": table for name, table in self.items.items()}
         return items | {f"pairs.{name}": table for name, table in self.pairs.items()}
+
+    def _segments(self, name: str) -> tuple[int, ...]:
+        all_tables = self._tables()
+        return self.segments.get(name, (all_tables[name].num_rows,) if name in all_tables else ())
 
     def _pairs(self, first: str, second: str) -> Rows | None:
         table = self.pairs.get(pair_kind(first, second)) if first != second else None
         if table is None:
             return None
         return np.stack([table.column(first).to_numpy(), table.column(second).to_numpy()], axis=1)
-
-
-def items_table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """A table with the schema `ITEMS` from some of its columns; those left out hold "", -1 or -1.
-
-    `id` and `split` are required.
-    """
-    num_rows = len(columns["id"])
-    empty = {"file": "", "text": "", "label": NO_LABEL, "language": "", "size_bytes": UNKNOWN_SIZE}
-    filled = {name: columns[name] if name in columns else [empty[name]] * num_rows for name in ITEMS.names}
-    return pa.table(filled, schema=ITEMS)
-
-
-def pairs_table(first: str, second: str, rows: Sequence[tuple[int, int]] | Rows) -> tuple[str, pa.Table]:
-    """The pair kind and the table for (row of first, row of second) pairs."""
-    array = np.asarray(rows, dtype=np.int64).reshape(-1, 2)
-    return pair_kind(first, second), pa.table({first: array[:, 0], second: array[:, 1]})
-
-
-def _open_table(path: Path, num_rows: int) -> pa.Table:
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    if table.num_rows != num_rows:
-        raise ValueError(f"{path.name} has {table.num_rows} rows, manifest.json says {num_rows}")
-    return table
-
-
-def _content(table: pa.Table) -> str:
-    # Arrow's buffers of equal values may differ (offsets of a slice, validity): hash lengths and values instead.
-    chunks: list[bytes] = []
-    for name in table.column_names:
-        column = table.column(name).combine_chunks()
-        if pa.types.is_string(column.type):
-            lengths = pc.binary_length(column).to_numpy(zero_copy_only=False).astype("<i8")
-            chunks += [name.encode(), lengths.tobytes(), "".join(column.to_pylist()).encode()]
-        else:
-            values = column.to_numpy(zero_copy_only=False)
-            chunks += [name.encode(), values.astype(values.dtype.newbyteorder("<")).tobytes()]
-    return fingerprint.of_bytes(*chunks)
-
-
-def _as_mask(values: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-    mask: npt.NDArray[np.bool_] = values.to_numpy(zero_copy_only=False).astype(bool)
-    return mask
 
 
 def _counts(values: pa.ChunkedArray) -> dict[str, int]:

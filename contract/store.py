@@ -4,9 +4,12 @@
       image/  text/  audio/           a group per modality: row i of each array is item i of the manifest
         <fieldset>/                   a group per frozen encoder; its attributes are the schema and provenance
           <field>/c/<shard>/0...      shard files, each holding whole rows
+          <field>.<constant>/         what is the same for every row: scales, an embedding table
       precept/                        not arrays: an empty Zarr node keeps other readers from looking inside
         manifest/                     which item each row is, splits, captions, pairs
         commits/<modality>/<fieldset>/<shard>.json   rows, checksums and quarantined inputs of a finished shard
+        gates/<modality>/<fieldset>.json             what the teacher scored before the run
+        copies/  checksums.json       everything but shards and commits a second time, to mend it with
 
 A shard counts once its commit record stands; the record is written after the files, so a run that is killed
 leaves a store in which `missing()` is exactly what remains to be done.
@@ -14,44 +17,43 @@ leaves a store in which `missing()` is exactly what remains to be done.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from contract import config
-from contract.encoding import NotEncodableError
+from contract import config, hierarchy, kept, records
+from contract.arrays import FieldSetArrays, Shard, Which, constant_files
+from contract.commits import COMMITS, Quarantined
 from contract.errors import ConfigError, DataError, StoreError
-from contract.manifest import Manifest, Rows
-from contract.schema import Field, FieldSet, chunk_rows, difference, row_bytes
-from contract.shard import DamagedShardError, ShardLayout, ShardMap, allow_many_maps, replace_file, write_shard
+from contract.files import PARTIAL
+from contract.kept import advice
+from contract.ledger import Ledger
+from contract.manifest import Manifest, Rows, Segments
+from contract.maps import Maps
+from contract.schema import Field, FieldSet, difference
+from contract.shard import Array, DamagedShardError
+from contract.storage import Storage, StorePath, storage
 
-FORMAT = 1
+FORMAT = 2
+MANIFEST = "precept/manifest/"
+DESCRIPTION = f"{MANIFEST}manifest.json"
+GATES = "precept/gates/"
 
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quarantined:
-    """An input that could not be decoded: its row holds zeros, and nothing trains on it or is scored by it."""
-
-    row: int
-    id: str
-    file: str
-    reason: str
+__all__ = ["BadShard", "Quarantined", "TargetStore", "newest_store", "writing"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadShard:
-    """A committed shard that is not as it was written."""
+    """A shard that is not as it was written."""
 
     fieldset: str
     shard: int
@@ -61,57 +63,72 @@ class BadShard:
 class TargetStore:
     """A manifest and FieldSets over it; `fieldsets` maps "image/teacher" to its schema."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+    def __init__(self, files: Storage, manifest: Manifest) -> None:
+        self.files = files
         self.manifest = manifest
         self.fieldsets: dict[str, FieldSet] = {}
-        self._maps: dict[tuple[str, str, int], ShardMap] = {}
-        allow_many_maps()
-        self._layouts: dict[tuple[str, str], ShardLayout] = {}
+        self._arrays: dict[str, FieldSetArrays] = {}
+        self._ledgers: dict[str, Ledger] = {}
+        self._maps: Maps[Which, Shard] = Maps(files.most_maps)
+
+    @property
+    def path(self) -> StorePath:
+        """Where it lies: a path, or a URL."""
+        return self.files.path
 
     @classmethod
-    def create(cls, path: Path, manifest: Manifest) -> TargetStore:
-        """A new store at `path`, or the one that is there if it holds the same manifest."""
-        import zarr
+    def create(cls, path: StorePath, manifest: Manifest) -> TargetStore:
+        """A new store, or the one that is there if its dataset is this one, perhaps with fewer items.
 
-        if (path / "precept/manifest/manifest.json").exists():
+        What the dataset gained is appended; no row moves.
+        """
+        files = storage(path)
+        # Commits without a manifest are a store whose manifest is gone: `open` says so.
+        if _read(files, DESCRIPTION) is not None or files.keys_under(COMMITS.rstrip("/")):
             store = cls.open(path)
-            store.require_manifest(manifest)
-            if store.manifest.media_root != manifest.media_root:
-                manifest.describe(path / "precept/manifest")
-            return cls.open(path)
-        if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or _format(path) == FORMAT)):
+            store.require_intact_manifest()
+            return cls.open(path) if store._become(manifest) else store
+        if _format(files) != FORMAT and _is_taken(files):
             raise StoreError(f"{path} exists and is not a target store; give another --store")
         manifest.check()
-        root = zarr.open_group(
-            path, mode="a", attributes={"precept": {"format": FORMAT, "dataset": manifest.dataset}}
-        )
-        # An array node without elements: Zarr readers do not look for further nodes beneath an array.
-        root.create_array("precept", shape=(0,), dtype="uint8", chunks=(1,), overwrite=True)
-        for modality in manifest.modalities:
-            root.require_group(modality)
-        manifest.write(path / "precept/manifest")
+        metadata = hierarchy.of_store({"format": FORMAT, "dataset": manifest.dataset}, manifest.modalities)
+        # Before anything else, so that what a killed run leaves is known for a store that it began.
+        files.write("zarr.json", metadata["zarr.json"])
+        kept.keep(files, metadata | _manifest_files(manifest))
         return cls.open(path)
 
+    @staticmethod
+    def exists(path: StorePath) -> bool:
+        """Whether a store lies there, perhaps a damaged one."""
+        return _read(storage(path), DESCRIPTION) is not None
+
     @classmethod
-    def open(cls, path: Path, expect: Mapping[str, Mapping[str, Any]] | None = None) -> TargetStore:
+    def open(cls, path: StorePath, expect: Mapping[str, Mapping[str, Any]] | None = None) -> TargetStore:
         """Open a store; refuse one that contradicts `expect`.
 
         `expect` maps a field reference to the parts of its description that must hold, such as
         `{"image/teacher/logits": {"shape": [1000], "recipe": {"model": "mobilenetv2_100"}}}`.
         """
-        if not (path / "precept/manifest/manifest.json").is_file():
+        files = storage(path)
+        description = _read(files, DESCRIPTION)
+        found = _format(files)
+        if description is None and found is None and not files.keys_under(COMMITS.rstrip("/")):
             raise StoreError(f"{path}: no target store there; `pipeline precompute --dataset NAME` makes one")
-        found = _format(path)
         if found != FORMAT:
-            raise StoreError(f"{path}: store format {found}, this version of Precept reads format {FORMAT}")
-        store = cls(path, Manifest.read(path / "precept/manifest"))
-        for modality in store.manifest.modalities:
-            for metadata in sorted((path / modality).glob("*/zarr.json")):
-                tree = _read_json(metadata).get("attributes", {}).get("precept")
-                if tree is not None:  # otherwise a FieldSet that is just being added, or never was to the end
-                    fieldset = _parse_fieldset(tree, metadata)
-                    store.fieldsets[fieldset.key] = fieldset
+            raise StoreError(
+                f"{path}: {'store format ' + str(found) if found else 'its zarr.json is missing or damaged'}, this "
+                f"version of Precept reads format {FORMAT}; {advice(path)} if it was of that format"
+            )
+        try:
+            manifest = Manifest.read(description or b"", _finder(files))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+            at = files.locate(DESCRIPTION)
+            files.distrust(MANIFEST)
+            raise StoreError(f"{at}: the manifest is missing or damaged: {error}; {advice(path)}") from error
+        store = cls(files, manifest)
+        for modality in manifest.modalities:
+            for key in _fieldset_keys(files, modality):
+                store._open_fieldset(key)
         store.require(expect or {})
         return store
 
@@ -120,51 +137,70 @@ class TargetStore:
         for reference, parts in expect.items():
             self._check_expectation(reference, parts)
 
-    def require_manifest(self, manifest: Manifest) -> None:
-        """Raise `StoreError` unless the store is one of this dataset in this state."""
-        if self.manifest.fingerprint != manifest.fingerprint:
+    def require_intact_manifest(self) -> None:
+        """Raise `StoreError` if a manifest table is not the one that was written; reads every byte of them."""
+        description = self.files.read(DESCRIPTION)
+        damaged = Manifest.damaged_files(description, _finder(self.files))
+        if damaged:
+            self.files.distrust(MANIFEST)
             raise StoreError(
-                f"{self.path} holds another dataset or another state of it: "
-                f"{_manifest_difference(self.manifest, manifest)}; give a new --store, or remove this one"
+                f"{self.files.locate(MANIFEST + damaged[0])}: its checksum is not the one written down; "
+                f"{advice(self.path)}"
             )
 
-    def add(self, fieldset: FieldSet) -> None:
-        """Make room for a FieldSet; one of the same name must be equal to the one that is there."""
-        import zarr
+    def adopt(self, manifest: Manifest) -> None:
+        """Take on, in memory alone, what `manifest` has beside this store's; `StoreError` if it is not a growth."""
+        if manifest.fingerprint == self.manifest.fingerprint:
+            self.manifest = self.manifest.described_as(manifest)
+            return
+        manifest.check()
+        try:
+            if manifest.dataset != self.manifest.dataset:
+                raise DataError(f"it holds dataset {self.manifest.dataset}, not {manifest.dataset}")
+            grown = self.manifest.grown(manifest)
+        except DataError as error:
+            raise StoreError(
+                f"{self.path} holds another dataset or another state of it: {error}; give a new --store, or remove "
+                "this one"
+            ) from error
+        self.manifest = grown
 
+    def add(self, fieldset: FieldSet, constants: Mapping[str, Array] | None = None) -> None:
+        """Make room for a FieldSet; one of the same name must be equal to the one that is there.
+
+        `constants` are its fields', by name; they are written once.
+        """
         self.require_fieldset(fieldset)
-        present = self.fieldsets.get(fieldset.key)
-        if present is not None and present.fingerprint == fieldset.fingerprint:
+        if self.holds(fieldset):
             return
         if fieldset.modality not in self.manifest.items:
             raise DataError(
                 f"{fieldset.key}: dataset {self.manifest.dataset} has no {fieldset.modality} items, "
                 f"only {', '.join(self.manifest.modalities)}"
             )
+        arrays = {name: np.asarray(array) for name, array in (constants or {}).items()}
+        wanted = {name for field in fieldset.fields for name in field.constants}
+        assert arrays.keys() == wanted, f"{fieldset.key}: constants {sorted(arrays)}, not {sorted(wanted)}"
+        if fieldset.key in self.fieldsets:  # another one, which never got a value
+            kept.drop(self.files, self.files.keys_under(fieldset.key))
+        files, digests = constant_files(fieldset, arrays)
+        tree = config.tree(fieldset) | {"fingerprint": fieldset.fingerprint, "constants": digests}
         num_rows = self.manifest.num_rows(fieldset.modality)
-        # What is there already, if anything, never got a value.
-        group = zarr.open_group(self.path / fieldset.modality, mode="a").create_group(fieldset.name, overwrite=True)
-        for field in fieldset.fields:
-            for name, (dtype, shape) in field.arrays.items():
-                in_chunk = chunk_rows(row_bytes(dtype, shape), fieldset.rows_per_shard)
-                group.create_array(
-                    name,
-                    shape=(num_rows, *shape),
-                    dtype=dtype,
-                    chunks=(in_chunk, *shape),
-                    shards=(fieldset.rows_per_shard, *shape),
-                    compressors=[{"name": "crc32c"}],
-                    overwrite=True,
-                )
-        # The attributes come last: a group without them is not a FieldSet yet.
-        group.update_attributes({"precept": _fieldset_tree(fieldset)})
-        self.fieldsets[fieldset.key] = fieldset
+        # The group comes last: without it, the arrays are not a FieldSet yet.
+        kept.keep(self.files, files | hierarchy.of_fieldset(fieldset, num_rows, arrays, records.seal(tree)))
+        self._open_fieldset(fieldset.key)
+
+    def holds(self, fieldset: FieldSet) -> bool:
+        """Whether this very FieldSet is there, perhaps without any value yet."""
+        present = self.fieldsets.get(fieldset.key)
+        return present is not None and present.fingerprint == fieldset.fingerprint
 
     def require_fieldset(self, fieldset: FieldSet) -> None:
         """Raise `StoreError` if the store holds values of another FieldSet of that name."""
         present = self.fieldsets.get(fieldset.key)
-        has_values = any((self.path / "precept/commits" / fieldset.key).glob("*.json"))
-        if present is not None and has_values and present.fingerprint != fieldset.fingerprint:
+        if present is None or present.fingerprint == fieldset.fingerprint:
+            return
+        if self.files.keys_under(f"{COMMITS}{fieldset.key}"):
             raise StoreError(
                 f"{self.path}: {fieldset.key} was made by another encoder or setting: "
                 f"{present.difference(fieldset)}; give another --store, or name the FieldSet differently"
@@ -172,54 +208,39 @@ class TargetStore:
 
     def num_shards(self, key: str) -> int:
         """How many shards the FieldSet has when it is whole."""
-        fieldset = self.fieldsets[key]
-        return -(-self.manifest.num_rows(fieldset.modality) // fieldset.rows_per_shard)
+        return self._ledgers[key].count(self.manifest)
 
     def shard_rows(self, key: str, shard: int) -> range:
         """The rows of one shard."""
-        fieldset = self.fieldsets[key]
-        start = shard * fieldset.rows_per_shard
-        return range(start, min(start + fieldset.rows_per_shard, self.manifest.num_rows(fieldset.modality)))
+        return self._ledgers[key].rows(self.manifest, shard)
+
+    def kept_rows(self, key: str, shard: int) -> int:
+        """How many rows of a missing shard are there all the same, since it was the last one before growth."""
+        return len(self._ledgers[key].before_growth(self.manifest, shard)[0])
 
     def write_shard(
-        self, key: str, shard: int, values: Mapping[str, Array], quarantined: Sequence[Quarantined] = ()
+        self,
+        key: str,
+        shard: int,
+        values: Mapping[str, Array],
+        quarantined: Sequence[Quarantined] = (),
+        error: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         """Write every field of one shard, then its commit record.
 
-        `values` maps each field's name to its logical values [rows of the shard, *shape]. Values that the encoding
-        can't hold are an error that names the sample, and nothing is written.
+        `values` maps each field's name to what its encoding takes of the rows that are not `kept_rows`:
+        [rows, ...], or [rows, views, ...] for a FieldSet with views. Values that the encoding can't hold are an
+        error that counts them by field and names a sample, and nothing is written.
         """
-        fieldset, rows = self.fieldsets[key], self.shard_rows(key, shard)
-        encoded: dict[str, Array] = {}
-        for field in fieldset.fields:
-            array = values[field.name]
-            assert array.shape == (len(rows), *field.shape), f"{field.name}: {array.shape}, not {field.shape}"
-            try:
-                encoded |= field.encode(array)
-            except NotEncodableError as error:
-                name = self.manifest.column(fieldset.modality, "id", [rows[error.row]])[0]
-                raise StoreError(f"{self.path}: {key}/{field.name} of sample {name!r}: {error}") from error
-        self._maps.clear()
-        # While its files are being replaced the shard is not committed, whatever was there before.
-        path = self._commit_path(key, shard)
-        path.unlink(missing_ok=True)
-        files = {
-            name: write_shard(self._shard_path(key, name, shard), array, self._layout(key, name))
-            for name, array in encoded.items()
-        }
-        commit = {
-            "fingerprint": fieldset.fingerprint,
-            "items": self.manifest.rows_fingerprint(fieldset.modality, rows),
-            "rows": len(rows),
-            "files": files,
-            "quarantined": [asdict(entry) for entry in quarantined],
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(commit, indent=1) + "\n").encode())
+        self._ledgers[key].write(self.manifest, shard, values, quarantined, error or {})
+
+    def discard(self, key: str, shard: int) -> None:
+        """Remove a shard's commit record: it is missing from now on."""
+        self._ledgers[key].discard(shard)
 
     def missing(self, key: str) -> list[int]:
         """The shards that are yet to be written, or whose items changed, or whose files are gone or cut short."""
-        return [shard for shard in range(self.num_shards(key)) if not self._is_committed(key, shard)]
+        return self._ledgers[key].missing(self.manifest)
 
     def complete(self, key: str) -> bool:
         """Whether every shard is there."""
@@ -232,7 +253,8 @@ class TargetStore:
             if missing:
                 raise StoreError(
                     f"{self.path} is incomplete: {key} lacks {len(missing)} of {self.num_shards(key)} shards "
-                    f"(the first is {missing[0]}); run the same `pipeline precompute` again to finish it"
+                    f"(the first is {missing[0]}); run the same `pipeline precompute` again to finish it, or "
+                    f"`pipeline repair {self.path}`"
                 )
 
     def find(self, modality: str, name: str) -> str:
@@ -264,37 +286,84 @@ class TargetStore:
             raise StoreError(f"{self.path} has no field {reference!r}; it has: {', '.join(known)}") from None
 
     def read(
-        self, reference: str, rows: Sequence[int] | Rows, out: Mapping[str, Array] | None = None
+        self,
+        reference: str,
+        rows: Sequence[int] | Rows,
+        out: Mapping[str, Array] | None = None,
+        *,
+        views: int | Rows = 0,
+        check: bool = False,
     ) -> dict[str, Array]:
-        """Copy rows of a field's stored arrays, each [len(rows), ...], into `out` where it is given."""
+        """Copy rows of a field's stored arrays, each [len(rows), ...], into `out` where it is given.
+
+        `views` says which view of each row, int64 [len(rows)] or one for all. With `check`, the checksums of what
+        is read are verified; a row that is damaged is named.
+        """
         field, key = self.field(reference), reference.rpartition("/")[0]
-        wanted = np.asarray(rows, dtype=np.int64)
-        num_rows = self.manifest.num_rows(self.fieldsets[key].modality)
-        if wanted.size and not (wanted.min() >= 0 and wanted.max() < num_rows):
-            raise IndexError(f"{reference} has {num_rows} rows; row {wanted.min()} to {wanted.max()} was asked for")
-        shards, offsets = np.divmod(wanted, self.fieldsets[key].rows_per_shard)
-        order = np.argsort(shards, kind="stable")
-        bounds = np.flatnonzero(np.diff(shards[order])) + 1
-        groups = [group for group in np.split(order, bounds) if group.size]
+        flat = self._flat(reference, rows, views)
         result = {}
         for name, (dtype, shape) in field.arrays.items():
-            array = out[name] if out is not None else np.empty((len(wanted), *shape), dtype)
-            for group in groups:
-                self._map(key, name, int(shards[group[0]])).copy(offsets[group], array, group)
+            array = out[name] if out is not None else np.empty((len(flat), *shape), dtype)
+            try:
+                self._arrays[key].read(name, flat, array, check=check)
+            except DamagedShardError as error:
+                raise self._damaged(key, error) from error
             result[name] = array
         return result
 
-    def load(self, reference: str, rows: Sequence[int] | Rows) -> Array:
+    def will_need(self, reference: str, rows: Sequence[int] | Rows, *, views: int | Rows = 0) -> None:
+        """Have the kernel read these rows ahead, so that a later `read` does not wait for the disk."""
+        field, key = self.field(reference), reference.rpartition("/")[0]
+        flat = self._flat(reference, rows, views)
+        try:
+            for name in field.arrays:
+                self._arrays[key].will_need(name, flat)
+        except DamagedShardError as error:
+            raise self._damaged(key, error) from error
+
+    def constants(self, key: str) -> dict[str, Array]:
+        """The constants of a FieldSet's fields, by name, once their checksums have been found right."""
+        return self._arrays[key].constants
+
+    def load(self, reference: str, rows: Sequence[int] | Rows, *, views: int | Rows = 0) -> Array:
         """Rows of a field, decoded to its logical dtype, [len(rows), *shape]."""
-        return cast(Array, self.field(reference).decode(self.read(reference, rows), np))
+        constants = self.constants(reference.rpartition("/")[0])
+        return cast(Array, self.field(reference).decode(self.read(reference, rows, views=views), constants, np))
 
     def quarantined(self, key: str) -> list[Quarantined]:
         """The inputs of a FieldSet that could not be decoded, by row."""
-        return [
-            Quarantined(**entry)
-            for shard in range(self.num_shards(key))
-            for entry in self._commit(key, shard).get("quarantined", [])
-        ]
+        found = self._ledgers[key].commits(self.manifest).values()
+        return [entry for commit in found for entry in commit.quarantined]
+
+    def losses(self, key: str) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+        """What the FieldSet's encodings cost: mean figures by field, and counts of clipped values by field."""
+        figures: dict[str, dict[str, list[float]]] = {}
+        clipped: Counter[str] = Counter()
+        for commit in self._ledgers[key].commits(self.manifest).values():
+            clipped.update(commit.clipped)
+            for name, errors in commit.error.items():
+                for figure, value in errors.items():
+                    figures.setdefault(name, {}).setdefault(figure, []).append(value)
+        means = {name: {f: float(np.mean(v)) for f, v in values.items()} for name, values in figures.items()}
+        return means, dict(clipped)
+
+    def gate(self, key: str) -> dict[str, Any] | None:
+        """The figure that the teacher was let through with, as `write_gate` wrote it; None if it was not scored."""
+        content = _read(self.files, _gate_key(key))
+        try:
+            found = {} if content is None else records.load(content)
+        except records.DamagedRecordError as error:
+            at = self.files.locate(_gate_key(key))
+            raise StoreError(f"{at}: {error}; {advice(self.path)}") from error
+        # Of another encoder, which had this name before it and never got a value.
+        present = self.fieldsets.get(key)
+        is_its_own = found.pop("fingerprint", "") == (present.fingerprint if present else None)
+        return found if is_its_own else None
+
+    def write_gate(self, fieldset: FieldSet, figure: Mapping[str, Any]) -> None:
+        """Keep what the teacher scored: `what`, `value`, `chance` and `num_samples`."""
+        content = records.dump({**figure, "fingerprint": fieldset.fingerprint})
+        kept.keep(self.files, {_gate_key(fieldset.key): content})
 
     def usable(self, modality: str, keys: Iterable[str] | None = None) -> npt.NDArray[np.bool_]:
         """Bool [rows]: False for what is quarantined in any of these FieldSets, by default all of them."""
@@ -305,12 +374,47 @@ class TargetStore:
         return mask
 
     def verify(self) -> Iterator[tuple[str, int, BadShard | None]]:
-        """Read every committed byte again; yields (FieldSet, shard, what is wrong with it or None)."""
-        for key in self.fieldsets:
-            for shard in range(self.num_shards(key)):
-                if self._commit_path(key, shard).exists():
-                    reason = self._damage(key, shard)
-                    yield key, shard, BadShard(fieldset=key, shard=shard, reason=reason) if reason else None
+        """Read every byte of every shard again; yields (FieldSet, shard, what is wrong with it or None)."""
+        for key, ledger in self._ledgers.items():
+            for shard, reason in ledger.faults(self.manifest):
+                yield key, shard, BadShard(fieldset=key, shard=shard, reason=reason) if reason else None
+
+    def _become(self, manifest: Manifest) -> bool:
+        """Write down what the dataset gained, and where its files lie now; whether there was anything to write."""
+        before, written = self.manifest, Manifest.segments_written(self.files.read(DESCRIPTION))
+        self.adopt(manifest)
+        contents: dict[str, bytes] = {}
+        for modality in self.manifest.modalities:
+            if modality not in before.items:
+                contents |= {f"{modality}/zarr.json": hierarchy.of_store({}, [modality])[f"{modality}/zarr.json"]}
+        for key, fieldset in self.fieldsets.items():
+            num_rows = self.manifest.num_rows(fieldset.modality)
+            for at in (f"{key}/{name}/zarr.json" for name in fieldset.arrays):
+                if hierarchy.read(self.files, at, "shape")["shape"][0] != num_rows:
+                    contents[at] = hierarchy.resized(self.files.read(at), num_rows)
+        # manifest.json comes last, and makes the tables beside it the store's.
+        contents |= _manifest_files(self.manifest, written)
+        if list(contents) == [DESCRIPTION] and contents[DESCRIPTION] == self.files.read(DESCRIPTION):
+            return False
+        kept.keep(self.files, contents)
+        return True
+
+    def _open_fieldset(self, key: str) -> None:
+        at = f"{key}/zarr.json"
+        sealed = hierarchy.read(self.files, at).get("attributes", {}).get("precept")
+        if sealed is None:  # somebody else's group
+            return
+        try:
+            tree = records.unseal(sealed)
+            digests, written = tree.pop("constants"), tree.pop("fingerprint")
+            fieldset = config.parse(tree, FieldSet, source=self.files.locate(at))
+        except (records.DamagedRecordError, ConfigError, KeyError) as error:
+            raise StoreError(f"{self.files.locate(at)}: {error}; {advice(self.path)}") from error
+        assert fieldset.fingerprint == written, f"{key}: the fingerprint is made otherwise than it was"
+        self.fieldsets[key] = fieldset
+        num_shards = -(-self.manifest.num_rows(fieldset.modality) // fieldset.rows_per_shard)
+        self._arrays[key] = FieldSetArrays(self.files, fieldset, digests, self._maps, num_shards)
+        self._ledgers[key] = Ledger(self.files, self._arrays[key])
 
     def _check_expectation(self, reference: str, parts: Mapping[str, Any]) -> None:
         field, key = self.field(reference), reference.rpartition("/")[0]
@@ -323,90 +427,35 @@ class TargetStore:
             if wrong:
                 raise StoreError(f"{self.path}: {reference} is not what is expected: {wrong}")
 
-    def _is_committed(self, key: str, shard: int) -> bool:
-        fieldset = self.fieldsets[key]
-        commit = self._commit(key, shard)
-        rows = self.shard_rows(key, shard)
-        return (
-            commit.get("fingerprint") == fieldset.fingerprint
-            and commit.get("items") == self.manifest.rows_fingerprint(fieldset.modality, rows)
-            and all(
-                _size(self._shard_path(key, name, shard)) == file["size_bytes"]
-                for name, file in commit["files"].items()
-            )
-        )
+    def _flat(self, reference: str, rows: Sequence[int] | Rows, views: int | Rows) -> Rows:
+        """Rows of the stored arrays, int64 [n]."""
+        fieldset = self.fieldsets[reference.rpartition("/")[0]]
+        wanted = np.asarray(rows, dtype=np.int64)
+        num_rows = self.manifest.num_rows(fieldset.modality)
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < num_rows):
+            raise IndexError(f"{reference} has {num_rows} rows; row {wanted.min()} to {wanted.max()} was asked for")
+        if fieldset.num_views == 0:
+            assert not np.any(views), f"{reference} has no views"
+            return wanted
+        if np.size(views) and not (np.min(views) >= 0 and np.max(views) < fieldset.views_per_row):
+            raise IndexError(f"{reference} has {fieldset.views_per_row} views; there is no {np.max(views)}")
+        flat: Rows = wanted * fieldset.views_per_row + views
+        return flat
 
-    def _damage(self, key: str, shard: int) -> str:
-        commit = self._commit(key, shard)
-        if not commit:
-            return f"{self._commit_path(key, shard)}: its commit record can't be read"
-        for name, expected in commit["files"].items():
-            path = self._shard_path(key, name, shard)
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                return f"{path}: {error.strerror}"
-            if len(content) != expected["size_bytes"]:
-                return f"{path} has {len(content)} bytes, not {expected['size_bytes']}"
-            if google_crc32c.value(content) != expected["crc32c"]:
-                return f"{path}: its checksum is not the one written down"
-        return "" if self._is_committed(key, shard) else f"{self._commit_path(key, shard)}: not of this manifest"
-
-    def _commit(self, key: str, shard: int) -> dict[str, Any]:
-        """The shard's commit record; {} without one, and for one that can't be read: neither is a commit."""
-        path = self._commit_path(key, shard)
-        try:
-            commit = _read_json(path)
-        except StoreError:
-            return {}
-        whole = {"fingerprint", "items", "files", "quarantined"} <= commit.keys()
-        return commit if whole and isinstance(commit["files"], dict) else {}
-
-    def _map(self, key: str, name: str, shard: int) -> ShardMap:
-        mapped = self._maps.get((key, name, shard))
-        if mapped is None:
-            try:
-                mapped = ShardMap(
-                    self._shard_path(key, name, shard),
-                    self._layout(key, name),
-                    len(self.shard_rows(key, shard)),
-                )
-            except DamagedShardError as error:
-                raise StoreError(f"{error}; `pipeline verify {self.path}` lists what is damaged") from error
-            self._maps[key, name, shard] = mapped
-        return mapped
-
-    def _layout(self, key: str, name: str) -> ShardLayout:
-        if (key, name) not in self._layouts:
+    def _damaged(self, key: str, error: DamagedShardError) -> StoreError:
+        """In words, with the sample where the fault is in a row."""
+        where = ""
+        if error.row is not None:
             fieldset = self.fieldsets[key]
-            dtype, shape = {array: of for field in fieldset.fields for array, of in field.arrays.items()}[name]
-            self._layouts[key, name] = ShardLayout(
-                dtype=np.dtype(dtype).newbyteorder("<"),
-                row_shape=shape,
-                rows_per_shard=fieldset.rows_per_shard,
-                rows_per_chunk=chunk_rows(row_bytes(dtype, shape), fieldset.rows_per_shard),
-            )
-        return self._layouts[key, name]
-
-    def _shard_path(self, key: str, name: str, shard: int) -> Path:
-        zeros = ["0"] * len(self._layout(key, name).row_shape)
-        return self.path.joinpath(key, name, "c", str(shard), *zeros)
-
-    def _commit_path(self, key: str, shard: int) -> Path:
-        return self.path / "precept/commits" / key / f"{shard:06d}.json"
+            row = error.row // fieldset.views_per_row
+            sample = self.manifest.column(fieldset.modality, "id", [row])[0]
+            where = f" (shard {row // fieldset.rows_per_shard}, row {row} or one near it, sample {sample!r})"
+        return StoreError(f"{error}{where}; {advice(self.path)}")
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: StorePath) -> AbstractContextManager[None]:
     """Hold the store at `path` for one writer, before it is even there; a second one is refused."""
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(f"{path}: another run is writing to it; wait for it, or stop it") from None
-        yield
+    return storage(path).writing()
 
 
 def newest_store(folder: Path) -> Path:
@@ -421,38 +470,49 @@ def _last_change(path: Path) -> float:
     return max(folder.stat().st_mtime for folder in (path / "precept/commits").glob("*/*"))
 
 
-def _fieldset_tree(fieldset: FieldSet) -> dict[str, Any]:
-    return config.tree(fieldset) | {"fingerprint": fieldset.fingerprint}
-
-
-def _format(path: Path) -> int | None:
-    """The format that a folder says it has as a target store; None if it says nothing of the kind."""
-    if not (path / "zarr.json").is_file():
+def _read(files: Storage, key: str) -> bytes | None:
+    try:
+        return files.read(key)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    about = _read_json(path / "zarr.json").get("attributes", {}).get("precept", {})
+
+
+def _finder(files: Storage) -> Callable[[str, int], Path]:
+    return lambda name, checksum: files.local(f"{MANIFEST}{name}", str(checksum))
+
+
+def _manifest_files(manifest: Manifest, written: Segments | None = None) -> dict[str, bytes]:
+    return {f"{MANIFEST}{name}": content for name, content in manifest.files(written).items()}
+
+
+def _gate_key(key: str) -> str:
+    return f"{GATES}{key}.json"
+
+
+def _fieldset_keys(files: Storage, modality: str) -> list[str]:
+    """ "image/teacher" for each group under image/."""
+    return sorted(
+        f"{modality}/{name.split('/')[-2]}" for name in files.children(modality) if name.endswith("/zarr.json")
+    )
+
+
+def _is_taken(files: Storage) -> bool:
+    """Whether something lies where a new store is to be made."""
+    if isinstance(files.path, Path):
+        if not files.path.is_dir():
+            return files.path.exists()
+        return not all(entry.name.endswith(PARTIAL) for entry in files.path.iterdir())
+    return not all(key.startswith("precept/") for key in files.keys_under(""))  # the writer's lock, for one
+
+
+def _format(files: Storage) -> int | None:
+    """The format that a place says it has as a target store; None if it says nothing of the kind."""
+    try:
+        about = json.loads(_read(files, "zarr.json") or b"").get("attributes", {}).get("precept", {})
+    except (ValueError, AttributeError):
+        return None
     found: int | None = about.get("format") if isinstance(about, dict) else None
     return found
-
-
-def _parse_fieldset(tree: dict[str, Any], metadata: Path) -> FieldSet:
-    written = tree.pop("fingerprint", None)
-    try:
-        fieldset = config.parse(tree, FieldSet, source=str(metadata))
-    except ConfigError as error:
-        raise StoreError(f"{error}; the store's metadata is damaged") from error
-    if fieldset.fingerprint != written:
-        raise StoreError(f"{metadata}: the metadata was changed after it was written (its fingerprint is another)")
-    return fieldset
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: the store's metadata is missing or damaged: {error}") from error
-    if not isinstance(tree, dict):
-        raise StoreError(f"{path}: the store's metadata is damaged: {type(tree).__name__} where an object belongs")
-    return tree
 
 
 def _parts(found: Any, expected: Any) -> Any:
@@ -460,21 +520,3 @@ def _parts(found: Any, expected: Any) -> Any:
     if isinstance(found, Mapping) and isinstance(expected, Mapping):
         return {key: _parts(found.get(key), part) for key, part in expected.items()}
     return found
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
-
-
-def _manifest_difference(found: Manifest, expected: Manifest) -> str:
-    counts = [
-        {
-            "dataset": manifest.dataset,
-            **{f"{name} items": manifest.num_rows(name) for name in manifest.modalities},
-        }
-        for manifest in (found, expected)
-    ]
-    return difference(counts[0], counts[1]) or "the same counts, but other ids, files, captions or splits"

@@ -7,14 +7,16 @@ weights, so that a run can be planned without loading any:
     fields()      the fields that one forward pass gives, with their shapes
     recipe()      everything that can change a value: model, hash of the weights, preprocessing, precision
     build(device) the model, a callable: list of n views -> {field: float32 [n, ...]}
+
+For a field whose encoding stores something else than its values (pixels, token ids), the model also gives that, as
+"<field>.<source>", and has `constants()`: what turns it into the values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 from pydantic import Field as Discriminated
 
@@ -25,7 +27,17 @@ from encoders.log_mel import LogMel
 from encoders.ngrams import Ngrams
 from encoders.timm_classifier import TimmClassifier
 
-FrozenModel = Callable[[Sequence[Any]], dict[str, npt.NDArray[np.generic]]]
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class FrozenModel(Protocol):
+    """A built encoder."""
+
+    def __call__(self, views: Sequence[Any]) -> Arrays:
+        """Every field of n views, [n, ...] each."""
+
+    def constants(self) -> Arrays:
+        """By name, the arrays that its fields' encodings keep once and do not measure themselves."""
 
 
 class Encoder(Protocol):
@@ -52,3 +64,4 @@ class Encoder(Protocol):
 ImageEncoder = TimmClassifier
 TextEncoder = Annotated[HuggingFaceText | Ngrams, Discriminated(discriminator="kind")]
 AudioEncoder = LogMel
+ENCODERS: dict[str, Any] = {"image": ImageEncoder, "text": TextEncoder, "audio": AudioEncoder}

@@ -12,14 +12,22 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import PositiveInt
 
-from contract.encoding import Float16, FloatEncoding, Int32
-from contract.errors import DataError
+from contract.encodings import Float16, Int32, Lookup, TokenEncoding
+from contract.encodings.lookup import PADDING
+from contract.errors import ConfigError, DataError
 from contract.schema import Field
 from contract.views import TextView
 from encoders import weights
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encodings:
+    """How the tokens are stored: as numbers, or as ids and the word-embedding table once (`lookup`)."""
+
+    token_embeddings: TokenEncoding = Float16()  # noqa: RUF009 - frozen, so it may be shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +45,15 @@ class HuggingFaceText:
     max_length: PositiveInt = 32
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_size: PositiveInt = 256
-    encodings: dict[Literal["token_embeddings"], FloatEncoding] = field(default_factory=dict)
+    encodings: Encodings = field(default_factory=Encodings)
+
+    def __post_init__(self) -> None:
+        """Refuse to look up what is no row of a table."""
+        if self._stores_ids and self.layer != "embeddings":
+            raise ConfigError(
+                f"encodings.token_embeddings: lookup stores rows of the word-embedding table, and layer is "
+                f"{self.layer!r}; choose `layer: embeddings`, or another encoding"
+            )
 
     def view(self) -> TextView:
         """The caption."""
@@ -58,7 +74,7 @@ class HuggingFaceText:
             Field(
                 name="token_embeddings",
                 shape=(self.max_length, width),
-                encoding=self.encodings.get("token_embeddings", Float16()),
+                encoding=self.encodings.token_embeddings,
                 about={"layer": self.layer},
             ),
             Field(name="length", shape=(), encoding=Int32()),
@@ -78,6 +94,10 @@ class HuggingFaceText:
     def build(self, device: str) -> _TextModel:
         """The tokenizer and the model with its weights, on `device`."""
         return _TextModel(self, self._folder, device)
+
+    @property
+    def _stores_ids(self) -> bool:
+        return isinstance(self.encodings.token_embeddings, Lookup)
 
     @cached_property
     def _folder(self) -> Path:
@@ -103,8 +123,11 @@ class _TextModel:
             torch.device(device).type, getattr(torch, config.precision), enabled=config.precision != "float32"
         )
 
-    def __call__(self, views: Sequence[str]) -> dict[str, npt.NDArray[np.generic]]:
-        """n captions -> token_embeddings float32 [n, max_length, D], zero after `length` int32 [n]."""
+    def __call__(self, views: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+        """n captions -> token_embeddings float32 [n, max_length, D], zero after `length` int32 [n].
+
+        And "token_embeddings.ids" int32 [n, max_length], if ids are stored.
+        """
         import torch
 
         tokens = self._tokenizer(
@@ -114,7 +137,23 @@ class _TextModel:
             mask = tokens["attention_mask"]
             hidden = self._hidden(tokens) * mask.unsqueeze(-1)
             padded = torch.nn.functional.pad(hidden.float(), (0, 0, 0, self._config.max_length - hidden.shape[1]))
-        return {"token_embeddings": padded.cpu().numpy(), "length": mask.sum(dim=1).int().cpu().numpy()}
+        fields = {"token_embeddings": padded.cpu().numpy(), "length": mask.sum(dim=1).int().cpu().numpy()}
+        if self._config._stores_ids:
+            ids = np.full(padded.shape[:2], PADDING, np.int32)
+            ids[:, : mask.shape[1]] = tokens["input_ids"].masked_fill(mask == 0, PADDING).cpu().numpy()
+            fields["token_embeddings.ids"] = ids
+        return fields
+
+    def constants(self) -> dict[str, npt.NDArray[Any]]:
+        """The word-embedding table float32 [V, D], as the model itself looks it up, if ids are stored."""
+        import torch
+
+        if not self._config._stores_ids:
+            return {}
+        embedding = self._model.get_input_embeddings()
+        with torch.inference_mode():
+            rows = embedding(torch.arange(embedding.num_embeddings, device=self._device))
+        return {"token_embeddings.table": rows.float().cpu().numpy()}
 
     def _hidden(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if self._config.layer == "embeddings":

@@ -14,11 +14,18 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import PositiveFloat, PositiveInt
 
-from contract.encoding import Float16, FloatEncoding, Int32
+from contract.encodings import Float16, FloatEncoding, Int32
 from contract.schema import Field
 from contract.views import AudioView
 
 LOG_OFFSET = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encodings:
+    """How the patches are stored."""
+
+    patch_embeddings: FloatEncoding = Float16()  # noqa: RUF009 - frozen, so it may be shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +42,7 @@ class LogMel:
     highest_hz: PositiveFloat = 7500.0
     patch_frames: PositiveInt = 4
     batch_size: PositiveInt = 64
-    encodings: dict[Literal["patch_embeddings"], FloatEncoding] = field(default_factory=dict)
+    encodings: Encodings = field(default_factory=Encodings)
 
     def view(self) -> AudioView:
         """The start of the sound, mono."""
@@ -48,7 +55,7 @@ class LogMel:
             Field(
                 name="patch_embeddings",
                 shape=shape,
-                encoding=self.encodings.get("patch_embeddings", Float16()),
+                encoding=self.encodings.patch_embeddings,
                 about={"patch_frames": self.patch_frames, "num_bands": self.num_bands, "hop_s": self.hop_s},
             ),
             Field(name="length", shape=(), encoding=Int32()),
@@ -87,7 +94,11 @@ class _LogMelModel:
         self._filters = torch.from_numpy(filters).float().to(device)
         self._window = torch.hann_window(self._window_samples, device=device)
 
-    def __call__(self, views: Sequence[npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[np.generic]]:
+    def constants(self) -> dict[str, npt.NDArray[Any]]:
+        """None are needed."""
+        return {}
+
+    def __call__(self, views: Sequence[npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[Any]]:
         """n sounds, float32 [samples] -> patch_embeddings float32 [n, T, D], zero after `length` int32 [n]."""
         import torch
 

@@ -18,13 +18,20 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import PositiveInt
 
-from contract.encoding import Float16, FloatEncoding, Int32
+from contract.encodings import Float16, FloatEncoding, Int32
 from contract.errors import ConfigError
 from contract.schema import Field
 from contract.views import TextView
 
 WORD = re.compile(r"\w+|[^\w\s]")
 SMALLEST, LARGEST = 3, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encodings:
+    """How the words are stored."""
+
+    token_embeddings: FloatEncoding = Float16()  # noqa: RUF009 - frozen, so it may be shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +42,7 @@ class Ngrams:
     width: int = 128
     max_length: PositiveInt = 32
     batch_size: PositiveInt = 1024
-    encodings: dict[Literal["token_embeddings"], FloatEncoding] = field(default_factory=dict)
+    encodings: Encodings = field(default_factory=Encodings)
 
     def __post_init__(self) -> None:
         """Refuse widths that no digest has."""
@@ -52,7 +59,7 @@ class Ngrams:
             Field(
                 name="token_embeddings",
                 shape=(self.max_length, self.width),
-                encoding=self.encodings.get("token_embeddings", Float16()),
+                encoding=self.encodings.token_embeddings,
             ),
             Field(name="length", shape=(), encoding=Int32()),
         )
@@ -76,7 +83,11 @@ class _NgramsModel:
         self._config = config
         self._vector = lru_cache(maxsize=100_000)(lambda word: _word_vector(word, config.width))
 
-    def __call__(self, views: Sequence[str]) -> dict[str, npt.NDArray[np.generic]]:
+    def constants(self) -> dict[str, npt.NDArray[Any]]:
+        """None are needed."""
+        return {}
+
+    def __call__(self, views: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
         """n captions -> token_embeddings float32 [n, max_length, width], length int32 [n]."""
         config = self._config
         embeddings = np.zeros((len(views), config.max_length, config.width), np.float32)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from pydantic import PositiveFloat, PositiveInt
 
 from contract import fingerprint
-from contract.encoding import Float16, FloatEncoding
+from contract.encodings import Float16, FloatEncoding, LogitsEncoding, PatchEncoding, Pixels
+from contract.encodings.pixels import folded
 from contract.errors import ConfigError, DataError
 from contract.schema import Field
 from contract.views import ImageView
@@ -37,6 +38,15 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encodings:
+    """How each field is stored."""
+
+    patch_embeddings: PatchEncoding = Float16()  # noqa: RUF009 - frozen, so it may be shared
+    features: FloatEncoding = Float16()  # noqa: RUF009
+    logits: LogitsEncoding = Float16()  # noqa: RUF009
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimmClassifier:
     """Any classifier of timm, with weights from timm's hub or from a local file.
 
@@ -54,7 +64,7 @@ class TimmClassifier:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_size: PositiveInt = 64
-    encodings: dict[Literal["patch_embeddings", "features", "logits"], FloatEncoding] = field(default_factory=dict)
+    encodings: Encodings = field(default_factory=Encodings)
 
     def view(self) -> ImageView:
         """The evaluation crop of the model's data configuration."""
@@ -89,9 +99,13 @@ class TimmClassifier:
             # Softmax of the stored values themselves is the classifier's distribution.
             "logits": {"temperature": 1.0},
         }
-        encodings = dict[str, FloatEncoding](self.encodings)  # type: ignore[arg-type]
+        encodings = {name: getattr(self.encodings, name) for name in shapes}
+        if self._stores_pixels:
+            self._require_linear(model)
+            view = self.view()
+            encodings["patch_embeddings"] = Pixels(height=view.height, width=view.width)
         return tuple(
-            Field(name=name, shape=shape, encoding=encodings.get(name, Float16()), about=about.get(name, {}))
+            Field(name=name, shape=shape, encoding=encodings[name], about=about.get(name, {}))
             for name, shape in shapes.items()
         )
 
@@ -121,7 +135,12 @@ class TimmClassifier:
             data=self._data,
             precision=self.precision,
             device=device,
+            stores_pixels=self._stores_pixels,
         )
+
+    @property
+    def _stores_pixels(self) -> bool:
+        return isinstance(self.encodings.patch_embeddings, Pixels)
 
     @cached_property
     def _data(self) -> dict[str, Any]:
@@ -167,6 +186,27 @@ class TimmClassifier:
             raise ConfigError(f"timm model {self.model} has no weights on the hub; give `checkpoint`")
         return weights.of_hub_file(repository, "model.safetensors")
 
+    def _require_linear(self, model: torch.nn.Module) -> None:
+        """Refuse to store pixels for tokens that are not a linear map of one patch each."""
+        import torch
+
+        embedding: Any = getattr(model, "patch_embed", None)
+        projection, view = getattr(embedding, "proj", None), self.view()
+        if not (
+            self._tokens_module(model) == "patch_embed"
+            and isinstance(projection, torch.nn.Conv2d)
+            and projection.weight.shape[1] == 3
+            and projection.kernel_size == projection.stride
+            and projection.kernel_size[0] == projection.kernel_size[1]
+            and projection.padding == (0, 0)
+            and view.height % projection.kernel_size[0] == view.width % projection.kernel_size[0] == 0
+            and isinstance(getattr(embedding, "norm", None), torch.nn.Identity)
+        ):
+            raise ConfigError(
+                f"encodings.patch_embeddings: the tokens of timm model {self.model} are not a linear map of square "
+                "patches (as a plain ViT's are); choose another encoding than pixels"
+            )
+
     def _tokens_module(self, model: torch.nn.Module) -> str:
         if self.tokens is not None:
             if self.tokens not in dict(model.named_modules()):
@@ -198,6 +238,8 @@ class _Outputs:
         self._caught.clear()
         final = self._model.forward_features(images)  # type: ignore[operator]
         features = self._model.forward_head(final, pre_logits=True)  # type: ignore[operator]
+        if not self._caught:
+            raise ConfigError("`tokens`: nothing passes through the module; name another")
         outputs = {"patch_embeddings": self._as_tokens(self._caught[0]), "features": features}
         if getattr(self._model, "num_classes", 0):
             outputs["logits"] = self._model.forward_head(final)  # type: ignore[operator]
@@ -211,8 +253,8 @@ class _Outputs:
             self.grid = tuple(getattr(patch_embed, "grid_size", None) or shape[1:2])
             return cast("torch.Tensor", output)
         stages: Any = self._model.feature_info
-        widths = {stage["num_chs"] for stage in stages} | {getattr(self._model, "embed_dim", None)}
-        if len(shape) != 4 or not {shape[1], shape[3]} & widths:
+        widths = [*(stage["num_chs"] for stage in stages), getattr(self._model, "embed_dim", None)]
+        if len(shape) != 4 or not (shape[1] in widths or shape[3] in widths):
             raise ConfigError(f"`tokens`: the module gives {list(shape)}, which are no patches; name another")
         maps = output if shape[1] in widths else output.permute(0, 3, 1, 2)
         self.grid = tuple(maps.shape[2:])
@@ -223,10 +265,19 @@ class _TimmModel:
     """A built classifier: uint8 views in, float32 fields out."""
 
     def __init__(
-        self, *, model: torch.nn.Module, tokens: str, data: Mapping[str, Any], precision: str, device: str
+        self,
+        *,
+        model: torch.nn.Module,
+        tokens: str,
+        data: Mapping[str, Any],
+        precision: str,
+        device: str,
+        stores_pixels: bool,
     ) -> None:
         import torch
 
+        self._model = model
+        self._stores_pixels = stores_pixels
         self._outputs = _Outputs(model, tokens)
         self._device = device
         self._mean = torch.tensor(data["mean"], device=device).view(1, 3, 1, 1)
@@ -235,14 +286,29 @@ class _TimmModel:
             torch.device(device).type, getattr(torch, precision), enabled=precision != "float32"
         )
 
-    def __call__(self, views: Sequence[npt.NDArray[np.uint8]]) -> dict[str, npt.NDArray[np.float32]]:
-        """n views, uint8 [h, w, 3] -> {field: float32 [n, ...]}."""
+    def __call__(self, views: Sequence[npt.NDArray[np.uint8]]) -> dict[str, npt.NDArray[Any]]:
+        """n views, uint8 [h, w, 3] -> {field: float32 [n, ...]}, and "patch_embeddings.pixels" if stored."""
         import torch
 
-        pixels = torch.from_numpy(np.stack(views)).to(self._device).permute(0, 3, 1, 2)
+        stacked = np.stack(views)
+        pixels = torch.from_numpy(stacked).to(self._device).permute(0, 3, 1, 2)
         with torch.inference_mode(), self._autocast:
             outputs = self._outputs((pixels.float() / 255 - self._mean) / self._std)
-        return {name: value.float().cpu().numpy() for name, value in outputs.items()}
+        fields: dict[str, npt.NDArray[Any]] = {name: value.float().cpu().numpy() for name, value in outputs.items()}
+        return fields | ({"patch_embeddings.pixels": stacked} if self._stores_pixels else {})
+
+    def constants(self) -> dict[str, npt.NDArray[Any]]:
+        """The patch embedding, the pixels' normalisation folded in, if pixels are stored."""
+        if not self._stores_pixels:
+            return {}
+        projection: Any = self._model.patch_embed.proj  # type: ignore[union-attr]
+        weight = projection.weight.float().cpu().numpy()
+        bias = (
+            np.zeros(len(weight), np.float32) if projection.bias is None else projection.bias.float().cpu().numpy()
+        )
+        mean, std = (values.flatten().cpu().numpy() for values in (self._mean, self._std))
+        folded_in = folded(weight, bias, mean, std)
+        return {f"patch_embeddings.{name}": array for name, array in folded_in.items()}
 
 
 def _load(model: torch.nn.Module, path: Path) -> None:

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from contract import config, fingerprint
 from contract.errors import MissingExtraError, RunError
+from contract.files import replace_file
 from contract.schema import difference
-from contract.shard import replace_file
 from eval.indexes import Index
 
 Rows = npt.NDArray[np.int64]

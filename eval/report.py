@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from contract import config
-from contract.shard import replace_file
+from contract.files import replace_file
 from eval.retrieval import Direction, Indexed, Measured
 
 COLUMNS = ("direction", "R@1", "R@5", "R@10", "mean rank", "median rank", "queries", "gallery", "random R@10")

@@ -68,6 +68,7 @@ def open_student(run: Path, dataset: str | None) -> Student:
         raise RunError(f"{run} has no embeddings of dataset {dataset!r}; it has: {', '.join(known)}")
     name = dataset or known[0]
     store = TargetStore.open(embeddings.path(run, name))
+    store.require_intact_manifest()
     return _student(run, name, store)
 
 

@@ -13,8 +13,10 @@ import typer
 
 if TYPE_CHECKING:
     from contract.manifest import Manifest
+    from contract.storage import StorePath
     from contract.store import TargetStore
     from pipeline.plan import Task
+    from pipeline.precompute import Done
     from pipeline.settings import Precompute
 
 app = typer.Typer(
@@ -45,11 +47,19 @@ ConfigOption = Annotated[
 RootOption = Annotated[
     Path | None, typer.Option("--data-root", help="Folder that holds the dataset; default: data/<dataset>.")
 ]
-StoreOption = Annotated[Path | None, typer.Option("--store", help="The store; default: stores/<dataset>.zarr.")]
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", help="The store: a path, or a URL such as s3://...; default: stores/<dataset>.zarr."),
+]
+ViewsOption = Annotated[
+    int | None,
+    typer.Option("--views", min=0, help="Augmented views of every image and sound, beside the evaluation view."),
+]
+EngineOption = Annotated[Engine, typer.Option(help="Ray's actors, or this process.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a setting, such as encoders.image.teacher.batch_size=32.")
 ]
-StoreArgument = Annotated[Path, typer.Argument(help="A store, such as stores/scenes.zarr.")]
+StoreArgument = Annotated[str, typer.Argument(help="A store, such as stores/scenes.zarr.")]
 
 
 @app.command()
@@ -58,29 +68,24 @@ def precompute(
     config: ConfigOption = None,
     data_root: RootOption = None,
     store: StoreOption = None,
-    engine: Annotated[Engine, typer.Option(help="Ray's actors, or this process.")] = Engine.ray,
+    views: ViewsOption = None,
+    engine: EngineOption = Engine.ray,
     set_: SetOption = None,
 ) -> None:
     """Compute and store patch embeddings and soft targets; continues a run that was interrupted."""
-    from contract.errors import StoreError
     from contract.store import TargetStore, writing
     from pipeline import plan as planning
     from pipeline import precompute as running
 
-    settings, manifest, path = _inputs(dataset, config, data_root, store, set_)
+    settings, manifest, path = _inputs(dataset, config, data_root, store, views, set_)
     with writing(path):
         tasks = planning.make(settings, manifest, path, command=_command())
         planning.check_disk_space(tasks, path)
         typer.echo(planning.table(tasks, path), err=True)
         target = TargetStore.create(path, manifest)
-        try:
-            done = running.run(target, tasks, engine.value, settings.workers)
-        except KeyboardInterrupt:
-            raise StoreError("interrupted; the same command continues where it stopped") from None
-    for entry in done:
-        speed = entry.num_rows / entry.elapsed_s
-        typer.echo(f"{entry.key}: {entry.num_rows:,} rows in {entry.elapsed_s:.1f} s, {speed:,.0f} rows/s")
-    _say_quarantined(target, tasks)
+        done = running.run(target, tasks, engine.value, settings.workers, settings.gate, _say)
+    _say_done(done)
+    _say_lost(target, tasks)
     typer.echo(f"{path} is complete" if done else f"{path} was complete already")
 
 
@@ -90,13 +95,14 @@ def plan(
     config: ConfigOption = None,
     data_root: RootOption = None,
     store: StoreOption = None,
+    views: ViewsOption = None,
     set_: SetOption = None,
 ) -> None:
     """Print rows, shards and bytes that `precompute` would write, and what is there already."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # a plan fetches nothing
     from pipeline import plan as planning
 
-    settings, manifest, path = _inputs(dataset, config, data_root, store, set_)
+    settings, manifest, path = _inputs(dataset, config, data_root, store, views, set_)
     tasks = planning.make(settings, manifest, path, command=_command(), needs_weights=False)
     typer.echo(planning.table(tasks, path))
     planning.check_disk_space(tasks, path)
@@ -105,38 +111,127 @@ def plan(
 @app.command()
 def show(store: StoreArgument) -> None:
     """Print what a store holds: items, fields, provenance, quarantined inputs."""
+    from contract.storage import store_path
     from contract.store import TargetStore
     from pipeline import show as showing
 
-    typer.echo(showing.describe(TargetStore.open(store)))
+    typer.echo(showing.describe(TargetStore.open(store_path(store))))
 
 
 @app.command()
 def verify(store: StoreArgument) -> None:
     """Read every byte of a store again and compare it with its checksums."""
-    from contract.store import TargetStore
+    from contract.storage import store_path
     from pipeline import show as showing
 
-    typer.echo(showing.verify(TargetStore.open(store)))
+    typer.echo(showing.verify(store_path(store)))
+
+
+@app.command()
+def repair(store: StoreArgument, engine: EngineOption = Engine.ray) -> None:
+    """Restore damaged metadata from their copies, and compute damaged or missing shards again."""
+    from contract.storage import store_path
+    from contract.store import writing
+    from pipeline import precompute as running
+    from pipeline import repair as repairing
+    from pipeline.settings import Gate, Workers
+
+    path = store_path(store)
+    with writing(path):
+        target = repairing.mend_metadata(path, _say)
+        tasks = repairing.tasks(target, _say)
+        done = running.run(target, tasks, engine.value, Workers(), Gate(num_samples=0), _say)
+    _say_done(done)
+    _say_lost(target, tasks)
+    typer.echo(f"{path} is whole")
+
+
+@app.command()
+def export(
+    store: StoreArgument,
+    file: Annotated[Path, typer.Argument(help="The HDF5 file to write, such as scenes.h5; it must not exist.")],
+) -> None:
+    """Write a complete store as one HDF5 file (docs/hdf5.md)."""
+    from contract.errors import StoreError
+    from contract.storage import store_path
+    from contract.store import TargetStore
+    from pipeline.hdf5 import export as exporting
+
+    try:
+        typer.echo(exporting.export(TargetStore.open(store_path(store)), file))
+    except KeyboardInterrupt:
+        raise StoreError(f"interrupted; {file} was not written") from None
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="An HDF5 file: what `export` wrote, or any dump of features.")],
+    store: StoreOption = None,
+    map_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            help="Which dataset is what, such as image/id=names image/teacher/features=feats text/text=captions "
+            "pairs/image-text=index, a --map each; not needed for what `export` wrote.",
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="What to call the dataset; default: as the file does.")
+    ] = None,
+) -> None:
+    """Make a store of an HDF5 file (docs/hdf5.md); continues an import that was interrupted."""
+    from contract.errors import StoreError
+    from contract.storage import store_path
+    from pipeline.hdf5 import contents, import_
+
+    names = contents.parse_names(map_ or ())
+    name = dataset or contents.dataset_name(file)
+    path = store_path(store) if store else STORES / f"{name}.zarr"
+    try:
+        done = import_.import_(file, path, names, name, command=_command(), say=lambda line: _say(f"note: {line}"))
+    except KeyboardInterrupt:
+        raise StoreError("interrupted; the same command continues where it stopped") from None
+    typer.echo(f"{path} is complete" if done.num_rows else f"{path} was complete already")
 
 
 def _inputs(
-    dataset: str, config: str | None, data_root: Path | None, store: Path | None, overrides: list[str] | None
-) -> tuple[Precompute, Manifest, Path]:
+    dataset: str,
+    config: str | None,
+    data_root: Path | None,
+    store: str | None,
+    views: int | None,
+    overrides: list[str] | None,
+) -> tuple[Precompute, Manifest, StorePath]:
     from contract import config as configs
+    from contract.storage import store_path
     from pipeline import datasets
     from pipeline.settings import Precompute
 
     described = datasets.load(dataset)
-    settings = configs.load(configs.find("configs/pipeline", config or described.name), Precompute, overrides or ())
+    changes = [*(overrides or ()), *([f"views.num={views}"] if views is not None else [])]
+    settings = configs.load(configs.find("configs/pipeline", config or described.name), Precompute, changes)
     manifest = described.build(datasets.locate(described, data_root))
     for line in described.count_differences(manifest):
         typer.echo(f"note: {line}", err=True)
-    return settings, manifest, store or STORES / f"{described.name}.zarr"
+    return settings, manifest, store_path(store) if store else STORES / f"{described.name}.zarr"
 
 
-def _say_quarantined(target: TargetStore, tasks: list[Task]) -> None:
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _say_done(done: list[Done]) -> None:
+    for entry in done:
+        speed = entry.num_rows / entry.elapsed_s
+        typer.echo(f"{entry.key}: {entry.num_rows:,} rows in {entry.elapsed_s:.1f} s, {speed:,.0f} rows/s")
+
+
+def _say_lost(target: TargetStore, tasks: list[Task]) -> None:
     for task in tasks:
+        for name, count in target.losses(task.fieldset.key)[1].items():
+            typer.echo(
+                f"{task.fieldset.key}/{name}: {count:,} values lay beyond what was calibrated, and were clipped"
+            )
         entries = target.quarantined(task.fieldset.key)
         if entries:
             first = entries[0]

@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from contract import config
+from contract.encodings import Float32
 from contract.errors import ConfigError, DataError, MissingExtraError, StoreError
 from contract.manifest import Manifest
-from contract.schema import FieldSet, shard_rows
+from contract.schema import Field, FieldSet, shard_rows
+from contract.storage import StorePath, is_url
 from contract.store import TargetStore
 from encoders import Encoder
-from pipeline.settings import Precompute
+from pipeline.settings import Precompute, Views
 
 VERSIONS_OF = ("precept", "torch", "timm", "transformers", "numpy", "zarr")
+PARAMETERS = "view_parameters"
 # Room that must be left beside the shards, for metadata and for what else the machine does.
 SPARE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One FieldSet that is to be computed, and the shards of it that are missing."""
+    """One FieldSet that is to be computed, and the rows of its missing shards that are."""
 
     fieldset: FieldSet
     encoder: Encoder
+    views: Views
     num_rows: int
-    missing: tuple[range, ...]
     num_shards: int
+    missing: tuple[range, ...]
 
     @property
     def missing_rows(self) -> int:
         """Rows yet to be computed."""
         return sum(len(rows) for rows in self.missing)
+
+    @property
+    def shards(self) -> list[int]:
+        """The missing shards."""
+        return [rows.start // self.fieldset.rows_per_shard for rows in self.missing]
 
     @property
     def missing_bytes(self) -> int:
@@ -44,16 +54,15 @@ class Task:
 
 
 def make(
-    settings: Precompute, manifest: Manifest, store_path: Path, command: str, *, needs_weights: bool = True
+    settings: Precompute, manifest: Manifest, store_path: StorePath, command: str, *, needs_weights: bool = True
 ) -> list[Task]:
     """The run's tasks, against what the store at `store_path` holds, if there is one.
 
     Without `needs_weights`, an encoder whose weights are yet to be fetched is planned as if nothing were there.
     """
-    store = None
-    if (store_path / "precept/manifest/manifest.json").exists():
-        store = TargetStore.open(store_path)
-        store.require_manifest(manifest)
+    store = TargetStore.open(store_path) if TargetStore.exists(store_path) else None
+    if store is not None:
+        store.adopt(manifest)
     tasks = []
     for modality, name, encoder in settings.encoders:
         if modality not in manifest.items:
@@ -62,22 +71,24 @@ def make(
                 f"only {', '.join(manifest.modalities)}"
             )
         try:
-            recipe = encoder.recipe()
+            made, known = fieldset(modality, name, encoder, settings.views, command), store
         except MissingExtraError:
             if needs_weights:
                 raise
-            tasks.append(_task(_fieldset(modality, name, encoder, {}, command), encoder, manifest, None))
-        else:
-            tasks.append(_task(_fieldset(modality, name, encoder, recipe, command), encoder, manifest, store))
+            made, known = fieldset(modality, name, encoder, settings.views, command, recipe={}), None
+        tasks.append(task(made, encoder, settings.views, manifest, known))
     if not tasks:
         raise ConfigError("the configuration names no encoder under `encoders`")
     return tasks
 
 
-def check_disk_space(tasks: list[Task], store_path: Path) -> None:
-    """Raise `StoreError` unless the disk has room for what is missing."""
+def check_disk_space(tasks: list[Task], store_path: StorePath) -> None:
+    """Raise `StoreError` unless the disk has room for what is missing; nothing is known of a remote one."""
+    if is_url(store_path):
+        return
     needed = sum(task.missing_bytes for task in tasks)
-    existing = next(folder for folder in [store_path, *store_path.absolute().parents] if folder.exists())
+    path = Path(store_path)
+    existing = next(folder for folder in [path, *path.absolute().parents] if folder.exists())
     free = shutil.disk_usage(existing).free
     if needed and needed + SPARE_BYTES > free:
         raise StoreError(
@@ -86,7 +97,7 @@ def check_disk_space(tasks: list[Task], store_path: Path) -> None:
         )
 
 
-def table(tasks: list[Task], store_path: Path) -> str:
+def table(tasks: list[Task], store_path: StorePath) -> str:
     """The plan as lines for a person."""
     rows = [("FieldSet", "rows", "shards", "there", "bytes/row", "to write")]
     rows += [
@@ -94,7 +105,7 @@ def table(tasks: list[Task], store_path: Path) -> str:
             task.fieldset.key,
             f"{task.num_rows:,}",
             f"{task.num_shards:,}",
-            f"{task.num_shards - len(task.missing):,}",
+            f"{task.num_shards - len(task.shards):,}",
             f"{task.fieldset.row_bytes:,}",
             gigabytes(task.missing_bytes),
         )
@@ -118,11 +129,30 @@ def gigabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:.1f} MB"
 
 
-def _fieldset(modality: str, name: str, encoder: Encoder, recipe: Mapping[str, Any], command: str) -> FieldSet:
-    fields = encoder.fields()
+def fieldset(
+    modality: str,
+    name: str,
+    encoder: Encoder,
+    views: Views,
+    command: str,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+) -> FieldSet:
+    """What the encoder will make; asks it for its recipe, which needs its weights, unless one is given."""
+    fields, num_views = encoder.fields(), 0
+    recipe = dict(encoder.recipe() if recipe is None else recipe)
+    augmentation = views.of(modality)
+    if augmentation is not None:
+        num_views = views.num
+        recipe["augmentation"] = {"seed": views.seed, **asdict(augmentation)}
+        about = {"parameters": list(augmentation.PARAMETERS), "all_zero": "the evaluation view"}
+        shape = (len(augmentation.PARAMETERS),)
+        fields = (*fields, Field(name=PARAMETERS, shape=shape, encoding=Float32(), about=about))
     provenance = {
-        "recipe": dict(recipe),
+        # Through JSON, so that what is compared later compares equal.
+        "recipe": json.loads(json.dumps(recipe)),
         "encoder": config.tree(encoder),
+        "views": config.tree(views),
         "versions": {package: _version(package) for package in VERSIONS_OF},
         "command": command,
     }
@@ -131,28 +161,32 @@ def _fieldset(modality: str, name: str, encoder: Encoder, recipe: Mapping[str, A
         modality=modality,
         fields=fields,
         batch_size=encoder.batch_size,
-        rows_per_shard=shard_rows(fields),
+        rows_per_shard=shard_rows(fields, num_views),
+        num_views=num_views,
         provenance=provenance,
     )
 
 
-def _task(fieldset: FieldSet, encoder: Encoder, manifest: Manifest, store: TargetStore | None) -> Task:
-    num_rows = manifest.num_rows(fieldset.modality)
-    step = fieldset.rows_per_shard
+def task(fieldset: FieldSet, encoder: Encoder, views: Views, manifest: Manifest, store: TargetStore | None) -> Task:
+    """What is missing of a FieldSet: in `store`, if it is there at all."""
+    num_rows, step = manifest.num_rows(fieldset.modality), fieldset.rows_per_shard
     missing = [range(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
     num_shards = len(missing)
-    if store is not None and fieldset.key in store.fieldsets:
+    if store is not None:
         store.require_fieldset(fieldset)
-    if store is not None and _holds(store, fieldset):
-        missing = [store.shard_rows(fieldset.key, shard) for shard in store.missing(fieldset.key)]
+        if store.holds(fieldset):
+            key = fieldset.key
+            missing = [store.shard_rows(key, shard)[store.kept_rows(key, shard) :] for shard in store.missing(key)]
+            num_rows = store.manifest.num_rows(fieldset.modality)
+            num_shards = store.num_shards(key)
     return Task(
-        fieldset=fieldset, encoder=encoder, num_rows=num_rows, missing=tuple(missing), num_shards=num_shards
+        fieldset=fieldset,
+        encoder=encoder,
+        views=views,
+        num_rows=num_rows,
+        num_shards=num_shards,
+        missing=tuple(missing),
     )
-
-
-def _holds(store: TargetStore, fieldset: FieldSet) -> bool:
-    present = store.fieldsets.get(fieldset.key)
-    return present is not None and present.fingerprint == fieldset.fingerprint
 
 
 def _version(package: str) -> str:

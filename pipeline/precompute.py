@@ -1,8 +1,7 @@
 """The run itself: every missing shard of every FieldSet, computed here or by Ray's actors.
 
-The unit is a shard. A worker decodes in threads ahead of the model, fills the shard's rows batch by batch and hands
-them to the store, which commits them or nothing. What is to be done is asked of the store, so the same command
-continues a run that was killed, whatever engine it used.
+What is to be done is asked of the store, so the same command continues a run that was killed, whatever engine it
+used. Before the first shard the teacher passes the gate, and the constants of the encodings are made.
 """
 
 from __future__ import annotations
@@ -10,30 +9,23 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from contract.errors import StoreError, UserError
-from contract.schema import FieldSet
-from contract.store import Quarantined, TargetStore
-from contract.views import Item, UndecodableError, View
-from encoders import Encoder
+from contract.storage import StorePath
+from contract.store import TargetStore
+from pipeline import gate
 from pipeline.plan import Task
-from pipeline.settings import Workers
+from pipeline.settings import Gate, Workers
+from pipeline.worker import ShardWorker
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 Engine = Literal["ray", "local"]
-
-BATCHES_AHEAD = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,89 +37,52 @@ class Done:
     elapsed_s: float
 
 
-def run(store: TargetStore, tasks: Sequence[Task], engine: Engine, workers: Workers) -> list[Done]:
+class Crew(Protocol):
+    """Whoever does the work."""
+
+    def ask(self, task: Task, what: str, *arguments: Any) -> Any:
+        """The result of one worker's method `what`."""
+
+    def compute(self, task: Task) -> Iterator[int]:
+        """Compute every missing shard; yields the rows of every batch."""
+
+
+def run(
+    store: TargetStore,
+    tasks: Sequence[Task],
+    engine: Engine,
+    workers: Workers,
+    scored: Gate,
+    say: Callable[[str], None],
+) -> list[Done]:
     """Compute what is missing of every task; returns what was computed."""
-    for task in tasks:
-        store.add(task.fieldset)
     waiting = [task for task in tasks if task.missing]
     if not waiting:
         return []
+    hired: AbstractContextManager[Crew] = nullcontext(_Here(store.path, workers))
     if engine == "ray":
-        with _actors(store, waiting, workers) as actors:
-            return [_run_task(store, task, _on_ray(task, actors)) for task in waiting]
-    return [_run_task(store, task, _in_process(store, task, workers)) for task in waiting]
+        hired = _actors(store, waiting, workers)
+    try:
+        with hired as crew:
+            gate.pass_through(store, waiting, scored, crew.ask, say)
+            for task in waiting:
+                _add(store, task, crew)
+            return [_run_task(store, task, crew) for task in waiting]
+    except KeyboardInterrupt:
+        raise StoreError("interrupted; the same command continues where it stopped") from None
 
 
-class ShardWorker:
-    """A built encoder, and the store that its shards go to."""
-
-    def __init__(self, store: TargetStore, fieldset: FieldSet, encoder: Encoder, workers: Workers) -> None:
-        import torch
-
-        self.key = fieldset.key
-        self._store, self._fieldset = store, fieldset
-        self._view: View = encoder.view()
-        self._model = encoder.build(workers.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._root = Path(store.manifest.media_root)
-        num_threads = workers.decode_threads or torch.get_num_threads()
-        self._decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
-
-    def compute(self, shard: int) -> Iterator[int]:
-        """Compute and commit one shard; yields the number of rows of every batch."""
-        rows = self._store.shard_rows(self._fieldset.key, shard)
-        values = {
-            field.name: np.zeros(
-                (len(rows), *field.shape), np.float32 if field.encoding.kind != "int32" else np.int32
-            )
-            for field in self._fieldset.fields
-        }
-        quarantined = []
-        for start, decoded in self._batches(rows):
-            good = [place for place, view in enumerate(decoded) if not isinstance(view, Quarantined)]
-            quarantined += [view for view in decoded if isinstance(view, Quarantined)]
-            if good:
-                outputs = self._model([decoded[place] for place in good])
-                for name, array in values.items():
-                    array[[start + place for place in good]] = outputs[name]
-            yield len(decoded)
-        self._store.write_shard(self._fieldset.key, shard, values, quarantined)
-
-    def _batches(self, rows: range) -> Iterator[tuple[int, list[Any]]]:
-        """(first row within the shard, views) of each batch, decoded ahead of the model."""
-        size = self._fieldset.batch_size
-        starts = range(0, len(rows), size)
-        ahead: list[tuple[int, list[Future[Any]]]] = []
-        for start in starts:
-            items = self._items(rows[start : start + size])
-            ahead.append((start, [self._decoders.submit(self._decode, row, item) for row, item in items]))
-            if len(ahead) > BATCHES_AHEAD:
-                yield _results(ahead.pop(0))
-        yield from map(_results, ahead)
-
-    def _items(self, rows: range) -> list[tuple[int, Item]]:
-        table = self._store.manifest.items[self._fieldset.modality].slice(rows.start, len(rows))
-        return [
-            (row, Item(id=entry["id"], file=self._root / entry["file"], text=entry["text"]))
-            for row, entry in zip(rows, table.select(["id", "file", "text"]).to_pylist(), strict=True)
-        ]
-
-    def _decode(self, row: int, item: Item) -> npt.NDArray[np.generic] | str | Quarantined:
-        try:
-            return self._view.load(item)
-        except UndecodableError as error:
-            file = "" if item.file == self._root else str(item.file.relative_to(self._root))
-            return Quarantined(row=row, id=item.id, file=file, reason=str(error))
+def _add(store: TargetStore, task: Task, crew: Crew) -> None:
+    """Make room for a FieldSet; its constants were made once and for all if it is there."""
+    if not store.holds(task.fieldset):
+        has_constants = any(field.constants for field in task.fieldset.fields)
+        store.add(task.fieldset, crew.ask(task, "constants") if has_constants else None)
 
 
-def _results(batch: tuple[int, list[Future[Any]]]) -> tuple[int, list[Any]]:
-    start, futures = batch
-    return start, [future.result() for future in futures]
-
-
-def _run_task(store: TargetStore, task: Task, progress: Iterator[int]) -> Done:
+def _run_task(store: TargetStore, task: Task, crew: Crew) -> Done:
     started = time.monotonic()
     with _bar(task) as bar:
-        for num_rows in progress:
+        for num_rows in crew.compute(task):
             bar.update(num_rows)
     assert store.complete(task.fieldset.key)
     return Done(key=task.fieldset.key, num_rows=task.missing_rows, elapsed_s=time.monotonic() - started)
@@ -139,33 +94,82 @@ def _bar(task: Task) -> tqdm[Any]:
     return tqdm(total=task.missing_rows, desc=task.fieldset.key, unit="row", unit_scale=True, mininterval=0.5)
 
 
-def _in_process(store: TargetStore, task: Task, workers: Workers) -> Iterator[int]:
-    worker = ShardWorker(store, task.fieldset, task.encoder, workers)
-    for rows in task.missing:
-        yield from worker.compute(rows.start // task.fieldset.rows_per_shard)
+class _Here:
+    """This process, with the worker of the FieldSet that it was last asked for."""
+
+    def __init__(self, path: StorePath, workers: Workers) -> None:
+        self._path, self._workers = path, workers
+        self._worker: ShardWorker | None = None
+
+    def ask(self, task: Task, what: str, *arguments: Any) -> Any:
+        return getattr(self._ready(task), what)(*arguments)
+
+    def compute(self, task: Task) -> Iterator[int]:
+        for shard in task.shards:
+            yield from self._ready(task).compute(shard)
+
+    def _ready(self, task: Task) -> ShardWorker:
+        if self._worker is None or self._worker.fieldset != task.fieldset:
+            self._worker = None  # lets go of one model before the next is loaded
+            self._worker = ShardWorker(TargetStore.open(self._path), task, self._workers)
+        if not self._worker.store.holds(task.fieldset):
+            self._worker.store = TargetStore.open(self._path)  # it may have been added since
+        return self._worker
 
 
-def _on_ray(task: Task, actors: Sequence[Any]) -> Iterator[int]:
-    """Each actor takes the next shard when it is done; yields the rows of every batch."""
+class _Actor(_Here):
+    """The same in a process of Ray's."""
+
+    def __init__(self, path: StorePath, workers: Workers, num_threads: int) -> None:
+        import torch
+
+        # Ray gives a process one thread unless told otherwise.
+        torch.set_num_threads(num_threads)
+        super().__init__(path, workers)
+
+    def compute(self, task: Task) -> Generator[int]:
+        # Ray streams what a generator function yields, and looks at the method itself.
+        yield from super().compute(task)
+
+
+class _Crew:
+    """Ray's actors: each takes the next shard when it is done."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self._actors = actors
+
+    def ask(self, task: Task, what: str, *arguments: Any) -> Any:
+        import ray
+
+        with _translated():
+            return ray.get(self._actors[0].ask.remote(replace(task, missing=()), what, *arguments))
+
+    def compute(self, task: Task) -> Iterator[int]:
+        import ray
+
+        waiting = list(task.missing)
+        running: dict[Any, Any] = {}
+        with _translated():
+            while waiting or running:
+                busy = set(running.values())
+                for actor in self._actors:
+                    if waiting and actor not in busy:
+                        part = replace(task, missing=(waiting.pop(0),))
+                        running[actor.compute.options(num_returns="streaming").remote(part)] = actor
+                ready, _ = ray.wait(list(running), num_returns=1)
+                for stream in ready:
+                    try:
+                        yield ray.get(next(stream))
+                    except StopIteration:
+                        del running[stream]
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
     import ray
 
-    shards = [rows.start // task.fieldset.rows_per_shard for rows in task.missing]
-    running: dict[Any, Any] = {}
     try:
-        while shards or running:
-            busy = set(running.values())
-            for actor in actors:
-                if shards and actor not in busy:
-                    stream = actor.compute.options(num_returns="streaming").remote(
-                        task.fieldset, task.encoder, shards.pop(0)
-                    )
-                    running[stream] = actor
-            ready, _ = ray.wait(list(running), num_returns=1)
-            for stream in ready:
-                try:
-                    yield ray.get(next(stream))
-                except StopIteration:
-                    del running[stream]
+        yield
     except ray.exceptions.RayTaskError as error:
         # Ray wraps what an actor raised; the user's mistake inside is what the user should read.
         raise error.cause if isinstance(error.cause, UserError | OSError) else error from None
@@ -175,7 +179,7 @@ def _on_ray(task: Task, actors: Sequence[Any]) -> Iterator[int]:
 
 
 @contextmanager
-def _actors(store: TargetStore, tasks: Sequence[Task], workers: Workers) -> Iterator[list[Any]]:
+def _actors(store: TargetStore, tasks: Sequence[Task], workers: Workers) -> Iterator[Crew]:
     """One actor a GPU, or one for the whole machine without any, in a Ray session of our own if there is none."""
     import ray
 
@@ -189,25 +193,8 @@ def _actors(store: TargetStore, tasks: Sequence[Task], workers: Workers) -> Iter
         # More actors than GPUs share them evenly.
         share = 1 / math.ceil(num_actors / num_gpus) if num_gpus else 0
         actor_type = ray.remote(num_cpus=0, num_gpus=share)(_Actor)
-        yield [actor_type.remote(store.path.resolve(), workers, num_threads) for _ in range(num_actors)]
+        path = store.path if isinstance(store.path, str) else store.path.resolve()
+        yield _Crew([actor_type.remote(path, workers, num_threads) for _ in range(num_actors)])
     finally:
         if own:
             ray.shutdown()
-
-
-class _Actor:
-    """A process of Ray's, with the worker of the FieldSet that it was last given."""
-
-    def __init__(self, store_path: Path, workers: Workers, num_threads: int) -> None:
-        import torch
-
-        # Ray gives a process one thread unless told otherwise.
-        torch.set_num_threads(num_threads)
-        self._store_path, self._workers = store_path, workers
-        self._worker: ShardWorker | None = None
-
-    def compute(self, fieldset: FieldSet, encoder: Encoder, shard: int) -> Generator[int]:
-        if self._worker is None or self._worker.key != fieldset.key:
-            self._worker = None  # lets go of one model before the next is loaded
-            self._worker = ShardWorker(TargetStore.open(self._store_path), fieldset, encoder, self._workers)
-        yield from self._worker.compute(shard)

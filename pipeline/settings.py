@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
+from contract.views import AudioAugmentation, ImageAugmentation
 from encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
 
 # It becomes the name of a folder, and stands between slashes in field references.
@@ -41,8 +42,32 @@ class Workers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Views:
+    """Augmented views: `num` of every image and sound beside the evaluation view, the same for every encoder."""
+
+    num: NonNegativeInt = 0
+    seed: NonNegativeInt = 0
+    image: ImageAugmentation = field(default_factory=ImageAugmentation)
+    audio: AudioAugmentation = field(default_factory=AudioAugmentation)
+
+    def of(self, modality: str) -> ImageAugmentation | AudioAugmentation | None:
+        """How views of the modality are made; None if it has the evaluation view alone."""
+        made: dict[str, ImageAugmentation | AudioAugmentation] = {"image": self.image, "audio": self.audio}
+        return made.get(modality) if self.num else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The teacher is scored on so many samples before the run (0: not at all), and refused if it is at chance."""
+
+    num_samples: NonNegativeInt = 256
+
+
+@dataclass(frozen=True, kw_only=True)
 class Precompute:
     """One run of `pipeline precompute`."""
 
     encoders: Encoders
+    views: Views = field(default_factory=Views)
+    gate: Gate = Gate()
     workers: Workers = Workers()

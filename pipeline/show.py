@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
+from contract import kept
 from contract.errors import StoreError
-from contract.schema import FieldSet
+from contract.schema import Field, FieldSet
+from contract.storage import StorePath, storage
 from contract.store import TargetStore
 from pipeline.plan import gigabytes
 
@@ -17,12 +20,18 @@ def describe(store: TargetStore) -> str:
     return "\n".join([*_items(store), *(line for key in store.fieldsets for line in _fieldset(store, key))])
 
 
-def verify(store: TargetStore) -> str:
-    """Check every committed shard; raise `StoreError` with the list of what is wrong."""
+def verify(path: StorePath) -> str:
+    """Read every byte of the store; raise `StoreError` with the list of what is wrong."""
     from tqdm import tqdm
 
-    if not store.manifest.is_intact():
-        raise StoreError(f"{store.path}/precept/manifest: the manifest is not the one that was written")
+    files = storage(path)
+    if not TargetStore.exists(path) and not files.keys_under("precept/copies"):
+        TargetStore.open(path)  # says that there is none
+    faults = [f"{files.locate(fault.key)}: {fault.reason}" for fault in kept.faults(files)]
+    if faults:
+        raise StoreError(f"{path}: {'; '.join(faults[:MOST_LISTED])}; `pipeline repair {path}` mends it")
+    store = TargetStore.open(path)
+    store.require_intact_manifest()
     total = sum(store.num_shards(key) for key in store.fieldsets)
     checked, bad = 0, []
     for _, _, damage in tqdm(store.verify(), total=total, desc="verify", unit="shard"):
@@ -31,10 +40,9 @@ def verify(store: TargetStore) -> str:
     if bad:
         listed = "; ".join(f"{at.fieldset} shard {at.shard}: {at.reason}" for at in bad[:MOST_LISTED])
         raise StoreError(
-            f"{store.path}: {len(bad)} of {checked} shards are damaged: {listed}; remove their commit records "
-            f"under {store.path}/precept/commits and run the same `pipeline precompute` again to recompute them"
+            f"{path}: {len(bad)} of {checked} shards are damaged or missing: {listed}; `pipeline repair {path}` "
+            "computes them again"
         )
-    store.require_complete(store.fieldsets)
     return f"{store.path}: {checked} shards are as they were written"
 
 
@@ -58,16 +66,31 @@ def _fieldset(store: TargetStore, key: str) -> Iterator[str]:
     size = gigabytes(fieldset.row_bytes * store.manifest.num_rows(fieldset.modality))
     yield f"{key}: {state}, {size}, fingerprint {fieldset.fingerprint}"
     yield f"  made by {_maker(fieldset)}"
+    if fieldset.num_views:
+        yield f"  views: the evaluation view and {fieldset.num_views} augmented, of every row"
+    gate = store.gate(key)
+    if gate is not None:
+        yield f"  gate: {gate['what']} {gate['value']:.1%}, chance {gate['chance']:.1%}"
+    errors, clipped = store.losses(key)
     for field in fieldset.fields:
         about = ", ".join(f"{name} {value}" for name, value in field.about.items())
+        figures = [f"{name.replace('_', ' ')} {value:.2g}" for name, value in errors.get(field.name, {}).items()]
+        figures += [f"{clipped[field.name]:,} values clipped"] if field.name in clipped else []
+        size_bytes = fieldset.views_per_row * field.row_bytes
         yield (
-            f"  {field.name}: {list(field.shape)} as {field.encoding.kind}, {field.row_bytes:,} bytes a row"
+            f"  {field.name}: {list(field.shape)} as {_encoding(field)}, {size_bytes:,} bytes a sample"
+            + (f", error: {', '.join(figures)}" if figures else "")
             + (f" ({about})" if about else "")
         )
     entries = store.quarantined(key)
     if entries:
         yield f"  quarantined: {len(entries):,}"
         yield from (f"    {entry.id}  {entry.file}  {entry.reason}" for entry in entries)
+
+
+def _encoding(field: Field) -> str:
+    settings = {name: value for name, value in asdict(field.encoding).items() if name != "kind" and value}
+    return field.encoding.kind + "".join(f" {name}={value}" for name, value in settings.items())
 
 
 def _maker(fieldset: FieldSet) -> str:

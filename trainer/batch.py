@@ -1,4 +1,4 @@
-"""What an objective sees: a batch, and the student's passes over it."""
+"""A batch: as it is read, as an objective sees it, and the student's passes over it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from trainer.stored import Arrays, StoredField
+
 
 class Tokens(NamedTuple):
     """`values` float [B, T, D], and how many of each row's T tokens are real: int32 [B], None when all are."""
@@ -16,9 +18,42 @@ class Tokens(NamedTuple):
     values: Tensor
     length: Tensor | None = None
 
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTokens:
+    """One modality's tokens as they are stored, on the host."""
+
+    values: StoredField
+    arrays: Arrays
+    length: Tensor | None
+
     def to(self, device: str) -> Tokens:
-        """The same on another device."""
-        return Tokens(self.values.to(device), None if self.length is None else self.length.to(device))
+        """The tokens on a device, cut to the longest row of them, and only then decoded."""
+        arrays = _moved(self.arrays, device)
+        if self.length is not None:
+            longest = max(1, int(self.length.max())) if len(self.length) else 1
+            arrays = {name: array[:, :longest] for name, array in arrays.items()}
+        values = self.values.decode(arrays)
+        if values.ndim == 2:  # one vector per item is a sequence of one token
+            values = values[:, None]
+        return Tokens(values, None if self.length is None else self.length.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredBatch:
+    """A batch as it is stored, on the host; its tensors may be buffers that another batch will be read into."""
+
+    pair: tuple[str, str]
+    inputs: Mapping[str, StoredTokens]
+    targets: Mapping[str, tuple[StoredField, Arrays]]
+
+    def to(self, device: str) -> Batch:
+        """The batch on a device, decoded there."""
+        return Batch(
+            pair=self.pair,
+            inputs={modality: tokens.to(device) for modality, tokens in self.inputs.items()},
+            targets={name: field.decode(_moved(arrays, device)) for name, (field, arrays) in self.targets.items()},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +71,6 @@ class Batch:
     def num_rows(self) -> int:
         """B."""
         return len(self.inputs[self.pair[0]].values)
-
-    def to(self, device: str) -> Batch:
-        """The same on another device."""
-        return Batch(
-            pair=self.pair,
-            inputs={modality: tokens.to(device) for modality, tokens in self.inputs.items()},
-            targets={name: target.to(device) for name, target in self.targets.items()},
-        )
 
 
 class Forward:
@@ -63,3 +90,7 @@ class Forward:
         """Of the anchors and of their partners: float32 [B, D] each, unit length."""
         anchor, partner = self._batch.pair
         return self.main[f"{anchor}/embedding"], self.main[f"{partner}/embedding"]
+
+
+def _moved(arrays: Mapping[str, Tensor], device: str) -> Arrays:
+    return {name: array.to(device, non_blocking=True) for name, array in arrays.items()}

@@ -16,7 +16,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from contract.errors import RunError
-from contract.shard import replace_file
+from contract.files import replace_file
 
 State = dict[str, Any]
 

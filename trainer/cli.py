@@ -28,7 +28,11 @@ def run(
         str | None, typer.Option("--config", help="A recipe: a YAML file or a shipped name; default: shre.")
     ] = None,
     store: Annotated[
-        list[Path] | None, typer.Option("--store", help="A store, may be repeated; default: the newest in stores/.")
+        list[str] | None,
+        typer.Option(
+            "--store",
+            help="A store, a path or a URL such as s3://...; may be repeated; default: the newest in stores/.",
+        ),
     ] = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="The run's folder; default: the next runs/RECIPE-DATASET-NNN.")
@@ -44,16 +48,16 @@ def run(
     """Train a student, keep its checkpoints, and embed the validation and test splits with the best one."""
     from contract import config as configs
     from contract.errors import RunError
+    from contract.storage import store_path
     from trainer import fit, runs
     from trainer.recipes import Recipe
 
+    stores = [store_path(name) for name in store or ()]
     if resume and (run is None or run.exists()):
-        begun = runs.resume(
-            run, store or [], configs.find("configs/trainer", config) if config else None, set_ or ()
-        )
+        begun = runs.resume(run, stores, configs.find("configs/trainer", config) if config else None, set_ or ())
     else:
         recipe = configs.load(configs.find("configs/trainer", config or "shre"), Recipe, set_ or ())
-        begun = runs.begin(recipe, store or [], run)
+        begun = runs.begin(recipe, stores, run)
     if begun.record["finished"]:
         typer.echo(f"{begun.path} is finished; `eval retrieval --run {begun.path}` evaluates it", err=True)
         return

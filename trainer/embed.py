@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from contract.embeddings import FIELD, FIELDSET, SPLITS
-from contract.encoding import Float32
+from contract.encodings import Float32
 from contract.manifest import Rows
 from contract.schema import Field, FieldSet, shard_rows
 from contract.store import Quarantined, TargetStore
@@ -36,7 +36,7 @@ def embed(
     student.eval()
     embeddings = []
     for start in range(0, len(rows), BATCH_SIZE):
-        tokens = input_.load(store, rows[start : start + BATCH_SIZE]).to(device.name)
+        tokens = input_.load(store, rows[start : start + BATCH_SIZE], device.name, check=True)
         with device.autocast():
             named = student({modality: tokens})
         embeddings.append(named[f"{modality}/embedding"].float().cpu())

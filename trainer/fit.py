@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,15 +17,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from contract import embeddings, fingerprint
-from contract.errors import RunError
+from contract.errors import RunError, StoreError
 from contract.store import writing
+from trainer import teacher
 from trainer.batch import Batch, Forward
 from trainer.device import Device
 from trainer.embed import write_student_store
+from trainer.loader import Loader
 from trainer.metrics import Metrics
 from trainer.recipes import Recipe
 from trainer.runs import Run
 from trainer.state import State
+from trainer.teacher import TeacherAccuracy
 from trainer.validate import ValidationSet, validation_sets
 
 
@@ -40,7 +43,15 @@ def fit(run: Run) -> None:
         validation = validation_sets(streams, recipe.languages)
         if not validation:
             print("no pairs in split val: no validation, `best` is the last epoch", file=sys.stderr)
-        _train(run, state, validation)
+        teachers = list(teacher.restored(streams))
+        for found in teachers:
+            print(found, file=sys.stderr)
+            if found.is_surprising:
+                raise StoreError(
+                    f"{found}: the stored targets are not this teacher's for these items; `pipeline verify` the "
+                    "store, and make it anew if it is whole"
+                )
+        _train(run, state, validation, teachers)
         _embed(run, state)
         run.finish()
 
@@ -64,7 +75,9 @@ def _embed(run: Run, state: State) -> None:
             print(f"{store.path}: no items in val or test: nothing to evaluate", file=sys.stderr)
 
 
-def _train(run: Run, state: State, validation: Mapping[str, ValidationSet]) -> None:
+def _train(
+    run: Run, state: State, validation: Mapping[str, ValidationSet], teachers: Sequence[TeacherAccuracy]
+) -> None:
     recipe, streams = run.recipe, run.streams
     per_epoch = streams.steps_per_epoch
     num_steps = recipe.epochs * per_epoch
@@ -73,9 +86,11 @@ def _train(run: Run, state: State, validation: Mapping[str, ValidationSet]) -> N
         Metrics(run.metrics, state.step) as metrics,
         tqdm(initial=state.step, total=num_steps, desc=recipe.name, unit="step", file=sys.stderr) as bar,
     ):
-        for batch in streams.prefetched(state.step, num_steps):
+        if teachers:
+            metrics.write_teachers(state.step, {found.reference: found.accuracy for found in teachers})
+        for batch in Loader(streams, state.step, num_steps, state.device.name):
             rate = recipe.optimizer.learning_rate * recipe.schedule.factor(state.step, num_steps, per_epoch)
-            parts = update(state, recipe, batch.to(state.device.name), rate)
+            parts = update(state, recipe, batch, rate)
             metrics.add(parts, batch.num_rows)
             bar.update()
             epoch_ends = state.step % per_epoch == 0

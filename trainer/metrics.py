@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from contract.shard import replace_file
+from contract.files import replace_file
 
 
 class Metrics:
@@ -54,6 +54,10 @@ class Metrics:
     def write_validation(self, step: int, epoch: int, validation: Mapping[str, Any], score: float) -> None:
         """Write a validation's figures by dataset and direction."""
         self._write({"step": step, "epoch": epoch, "validation": validation, "score": score})
+
+    def write_teachers(self, step: int, accuracies: Mapping[str, float]) -> None:
+        """Write the accuracy of the teachers, restored from the stored targets."""
+        self._write({"step": step, "teacher_accuracy": accuracies})
 
     def restart_clock(self) -> None:
         """Begin a new mean; time spent until now does not count."""

@@ -61,6 +61,9 @@ class Recipe:
     `inputs` maps a modality to the stored field that the student reads; a modality that no store has is left
     out. `targets` maps a name that objectives use to a field of the pair's first modality. `expect` maps
     a field ("image/logits") to what must be true of it in every store, such as `{recipe: {model: resnet50}}`.
+    `views` says what training sees of a store with several views: a random augmentation in each epoch, or the
+    evaluation view alone. The checksums of what is read are verified in the first epoch and then every
+    `verify_every_epochs` (0: never).
     """
 
     name: str
@@ -80,5 +83,7 @@ class Recipe:
     gradient_clip: Positive = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    views: Literal["augmented", "evaluation"] = "augmented"
+    verify_every_epochs: Annotated[int, Field(ge=0)] = 10
     validation: Validation = field(default_factory=Validation)
     log_every_steps: Count = 10

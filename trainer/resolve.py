@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ import numpy.typing as npt
 
 from contract.errors import ConfigError, DataError
 from contract.manifest import Rows
-from contract.schema import difference
+from contract.schema import FieldSet, difference
+from contract.storage import store_path
 from contract.store import TargetStore
 from trainer.recipes import Recipe, StreamConfig
 from trainer.streams import Input, Stream, Streams
@@ -38,7 +38,13 @@ def resolve(recipe: Recipe, stores: Sequence[TargetStore]) -> Streams:
                 f"{store.path} was given, but no stream of recipe {recipe.name} reads it: it pairs "
                 f"{', '.join(store.manifest.pairs) or 'nothing'}; leave it out"
             )
-    return Streams(streams, _embedded_inputs(recipe, streams), recipe.batch_size, recipe.seed)
+    return Streams(
+        streams,
+        _embedded_inputs(recipe, streams),
+        recipe.batch_size,
+        recipe.seed,
+        verify_every=recipe.verify_every_epochs,
+    )
 
 
 def usable_rows(
@@ -74,7 +80,9 @@ def _chosen(recipe: Recipe, stores: Sequence[TargetStore]) -> Iterator[tuple[Str
                     yield StreamConfig(pair=kind), store
         return
     for number, config in enumerate(recipe.streams):
-        named = [s for s in stores if config.store in ("", s.manifest.dataset) or Path(config.store) == s.path]
+        named = [
+            s for s in stores if config.store in ("", s.manifest.dataset) or store_path(config.store) == s.path
+        ]
         having = [store for store in named if config.pair in store.manifest.pairs]
         if not having:
             raise ConfigError(
@@ -112,7 +120,31 @@ def _stream(recipe: Recipe, config: StreamConfig, store: TargetStore) -> Stream:
         anchors=anchors,
         starts=np.append(starts, len(pairs)).astype(np.int64),
         partners=pairs[:, 1],
+        num_views=_num_views(recipe, store, inputs, targets, first),
     )
+
+
+def _num_views(
+    recipe: Recipe, store: TargetStore, inputs: Mapping[str, Input], targets: Mapping[str, str], anchor: str
+) -> dict[str, int]:
+    """Augmented views by modality; `ConfigError` if a target is not of the views that the student is shown."""
+    if recipe.views == "evaluation":
+        return dict.fromkeys(inputs, 0)
+    shown = store.fieldsets[inputs[anchor].key]
+    for name, reference in targets.items():
+        other = store.fieldsets[reference.rpartition("/")[0]]
+        if shown.num_views and _augmentation(other) != _augmentation(shown):
+            raise ConfigError(
+                f"targets.{name}: {store.path} {reference} is not of the same views as {inputs[anchor].values}: "
+                f"{difference(_augmentation(other), _augmentation(shown))}; compute both with the same --views, or "
+                "train with `views: evaluation`"
+            )
+    return {modality: store.fieldsets[input_.key].num_views for modality, input_ in inputs.items()}
+
+
+def _augmentation(fieldset: FieldSet) -> dict[str, Any]:
+    recipe = fieldset.provenance.get("recipe", {})
+    return {"num_views": fieldset.num_views, "augmentation": recipe.get("augmentation")}
 
 
 def _input(names: Mapping[str, str], store: TargetStore, modality: str, pair: str) -> Input:
@@ -122,7 +154,8 @@ def _input(names: Mapping[str, str], store: TargetStore, modality: str, pair: st
     values = store.find(modality, names[modality])
     _require_dimensions(store, values, f"inputs.{modality}", (1, 2))
     key = values.rpartition("/")[0]
-    has_length = any(field.name == "length" for field in store.fieldsets[key].fields)
+    is_sequence = len(store.field(values).shape) == 2
+    has_length = is_sequence and any(field.name == "length" for field in store.fieldsets[key].fields)
     return Input(values=values, length=f"{key}/length" if has_length else "")
 
 
@@ -172,8 +205,16 @@ def _identity(stream: Stream, reference: str) -> dict[str, Any]:
     return {
         "field": name,
         "shape": list(fieldset.field(name).shape),
-        "recipe": fieldset.provenance.get("recipe", {}),
+        "recipe": _maker(fieldset),
     }
+
+
+def _maker(fieldset: FieldSet) -> Any:
+    """What made the values: of an imported file the encoder that filled it, where that is known, not the file."""
+    recipe = dict(fieldset.provenance.get("recipe", {}))
+    if recipe.get("kind") != "hdf5":
+        return recipe
+    return recipe.get("exported", {}).get("recipe") or {k: v for k, v in recipe.items() if k != "content"}
 
 
 def _require_targets(recipe: Recipe, stream: Stream) -> None:

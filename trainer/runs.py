@@ -21,8 +21,9 @@ from typing import Any, cast
 
 from contract import config
 from contract.errors import ConfigError, RunError, StoreError
+from contract.files import replace_file
 from contract.schema import difference
-from contract.shard import replace_file
+from contract.storage import StorePath, is_url, store_path
 from contract.store import TargetStore, newest_store
 from trainer.recipes import Recipe
 from trainer.resolve import resolve
@@ -71,7 +72,7 @@ class Run:
         _write_record(self.path, self.record)
 
 
-def begin(recipe: Recipe, store_paths: Sequence[Path], path: Path | None) -> Run:
+def begin(recipe: Recipe, store_paths: Sequence[StorePath], path: Path | None) -> Run:
     """A new run, in `path` or in the next free folder under runs/; nothing is written yet."""
     if path is not None and (path / "run.json").exists():
         raise RunError(f"{path} exists; continue it with --resume, or give another --run")
@@ -90,7 +91,10 @@ def begin(recipe: Recipe, store_paths: Sequence[Path], path: Path | None) -> Run
 
 
 def resume(
-    path: Path | None, store_paths: Sequence[Path], recipe_file: Path | None = None, overrides: Sequence[str] = ()
+    path: Path | None,
+    store_paths: Sequence[StorePath],
+    recipe_file: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> Run:
     """The run in `path`, or the newest unfinished one; a recipe that is given again must be the run's own."""
     path = path or newest_unfinished(RUNS)
@@ -100,17 +104,18 @@ def resume(
     changed = difference(config.tree(asked), config.tree(recipe))
     if changed:
         raise ConfigError(f"{path} was begun with another recipe: {changed}; a resumed run keeps its own")
-    stores = open_stores(recipe, store_paths or [Path(entry["path"]) for entry in record["stores"]])
+    stores = open_stores(recipe, store_paths or [store_path(entry["path"]) for entry in record["stores"]])
     streams = resolve(recipe, stores)
     _require_same_stores(record, _describe_stores(streams, stores))
     return Run(path=path, recipe=recipe, streams=streams, record=record)
 
 
-def open_stores(recipe: Recipe, paths: Sequence[Path]) -> list[TargetStore]:
+def open_stores(recipe: Recipe, paths: Sequence[StorePath]) -> list[TargetStore]:
     """The stores given and those that the recipe's streams name; without any, the newest under stores/."""
     streams = () if recipe.streams == "auto" else recipe.streams
-    named = [Path(stream.store) for stream in streams if (Path(stream.store) / "precept").is_dir() and stream.store]
-    chosen = [*paths, *named]
+    named = [store_path(stream.store) for stream in streams if stream.store]
+    # What is neither is the name of a dataset, whose store is given with --store.
+    chosen = [*paths, *(path for path in named if is_url(path) or (Path(path) / "precept").is_dir())]
     if not chosen:
         chosen = [newest_store(STORES)]
         print(f"store: {chosen[0]} (the newest under {STORES}/)", file=sys.stderr)
@@ -144,8 +149,9 @@ def trained(streams: Streams) -> dict[str, list[str]]:
     return kinds
 
 
-def _open(path: Path, expect: Mapping[str, Mapping[str, Any]]) -> TargetStore:
+def _open(path: StorePath, expect: Mapping[str, Mapping[str, Any]]) -> TargetStore:
     store = TargetStore.open(path)
+    store.require_intact_manifest()
     for field in expect:
         if "/" not in field:
             raise ConfigError(f"expect.{field}: name the modality too, as in image/{field}")

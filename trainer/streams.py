@@ -1,32 +1,29 @@
 """Streams: the pairs a run draws, batch by batch, from one or several stores.
 
 A stream is (store, pair kind, fields, split, weight). One of its batches is B anchors (images, in image-text)
-from a random permutation, each with one of its partners drawn at random:
+in random order, each with one of its partners, and one stored view of either where it has several, at random:
 
-    permutation = rng(seed, stream, epoch)      partners = rng(seed, stream, epoch, batch)
+    anchor = permuted(place)      partner = drawn(anchor)      view = drawn(row)      keys: seed, stream, epoch, use
 
-so that batch k of a run is a pure function of the seed and k: a resumed run sees what it would have seen.
+so that batch k of a run is a pure function of the seed and k, and no order is ever kept: a resumed run sees what it
+would have seen. With several ranks, each takes its own B of every R B consecutive places.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
+from contract.manifest import Rows
 from contract.store import TargetStore
-from trainer.batch import Batch, Tokens
+from trainer.batch import StoredBatch, StoredTokens, Tokens
+from trainer.permutation import drawn, permuted
+from trainer.stored import Buffers, StoredField, Views
 from trainer.students.adapters import InputShape
-
-Rows = npt.NDArray[np.int64]
-
-NUM_PREFETCHED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +38,27 @@ class Input:
         """The FieldSet both are in."""
         return self.values.rpartition("/")[0]
 
-    def load(self, store: TargetStore, rows: Rows) -> Tokens:
-        """The tokens of these rows, cut to the longest of them: float [n, T, D]."""
-        values = torch.from_numpy(store.load(self.values, rows))
-        if values.ndim == 2:  # one vector per item is a sequence of one token
-            values = values[:, None]
+    def read(
+        self,
+        store: TargetStore,
+        rows: Rows,
+        views: Views = 0,
+        buffers: Buffers | None = None,
+        *,
+        check: bool = False,
+    ) -> StoredTokens:
+        """The tokens of these rows as they are stored."""
+        values = StoredField(store=store, reference=self.values)
+        arrays = values.read(rows, views, buffers, check=check)
         if not self.length:
-            return Tokens(values)
-        length = torch.from_numpy(store.load(self.length, rows))
-        longest = max(1, int(length.max())) if len(length) else 1
-        return Tokens(values[:, :longest], length)
+            return StoredTokens(values=values, arrays=arrays, length=None)
+        length = StoredField(store=store, reference=self.length)
+        (lengths,) = length.read(rows, views, buffers, check=check).values()
+        return StoredTokens(values=values, arrays=arrays, length=lengths)
+
+    def load(self, store: TargetStore, rows: Rows, device: str = "cpu", *, check: bool = False) -> Tokens:
+        """The evaluation view's tokens of these rows, cut to the longest of them: float [n, T, D]."""
+        return self.read(store, rows, check=check).to(device)
 
     def shape(self, store: TargetStore) -> InputShape:
         """How many tokens, and how wide."""
@@ -58,11 +66,20 @@ class Input:
         return InputShape(num_tokens=tokens[0] if tokens else 1, width=width)
 
 
+class Drawn(NamedTuple):
+    """The rows of a batch by modality, int64 [B], which view of each, and whether to verify their checksums."""
+
+    rows: Mapping[str, Rows]
+    views: Mapping[str, Views]
+    check: bool
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stream:
     """One stream, resolved against its store.
 
-    Anchor i of the `anchors` int64 [n] has the partners `partners[starts[i]:starts[i + 1]]`.
+    Anchor i of the `anchors` int64 [n] has the partners `partners[starts[i]:starts[i + 1]]`. `num_views` are the
+    augmented views of each modality that training draws from, 0 where there is only the evaluation view.
     """
 
     store: TargetStore
@@ -74,6 +91,7 @@ class Stream:
     anchors: Rows
     starts: Rows
     partners: Rows
+    num_views: Mapping[str, int]
 
     @property
     def kind(self) -> str:
@@ -86,38 +104,79 @@ class Stream:
         references = [*self.targets.values(), *(input_.values for input_ in self.inputs.values())]
         return sorted({reference.rpartition("/")[0] for reference in references})
 
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        """(modality whose rows are read, field reference) of everything in a batch."""
+        inputs = [
+            (modality, reference)
+            for modality, input_ in self.inputs.items()
+            for reference in (input_.values, input_.length)
+            if reference
+        ]
+        return [*inputs, *((self.pair[0], reference) for reference in self.targets.values())]
+
     def num_batches(self, batch_size: int) -> int:
-        """Whole batches in one pass over the anchors; a stream shorter than a batch is one batch."""
+        """Whole batches, of all ranks together, in one pass over the anchors; a shorter stream is one batch."""
         return max(1, len(self.anchors) // batch_size)
 
-    def rows(self, key: Sequence[int], position: int, batch_size: int) -> tuple[Rows, Rows]:
-        """The anchors' and the partners' rows, int64 [B] each, of the batch at `position` of the run."""
-        epoch, number = divmod(position, self.num_batches(batch_size))
-        order = _permutation((*key, epoch), len(self.anchors))
-        drawn = order[number * batch_size : (number + 1) * batch_size]
-        counts = self.starts[drawn + 1] - self.starts[drawn]
-        which = np.random.default_rng([*key, epoch, number]).integers(0, counts)
-        return self.anchors[drawn], self.partners[self.starts[drawn] + which]
+    def draw(
+        self,
+        key: Sequence[int],
+        position: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        num_ranks: int = 1,
+        verify_every: int = 0,
+    ) -> Drawn:
+        """What one rank reads of the batch at `position` of the run.
 
-    def load(self, anchors: Rows, partners: Rows) -> Batch:
+        Checksums are verified in the first pass over the anchors and in every `verify_every`th after it (0: never).
+        """
+        epoch, number = divmod(position, self.num_batches(batch_size * num_ranks))
+        size = min(batch_size * num_ranks, len(self.anchors))
+        first, last = (number * size + size * place // num_ranks for place in (rank, rank + 1))
+        picked = permuted(np.arange(first, last), len(self.anchors), (*key, epoch, 0))
+        counts = self.starts[picked + 1] - self.starts[picked]
+        which = drawn(picked, counts, (*key, epoch, 1))
+        rows = dict(zip(self.pair, (self.anchors[picked], self.partners[self.starts[picked] + which]), strict=True))
+        views: dict[str, Views] = {
+            modality: 1 + drawn(rows[modality], num_views, (*key, epoch, 2 + place)) if num_views else 0
+            for place, (modality, num_views) in enumerate(sorted(self.num_views.items()))
+        }
+        return Drawn(rows=rows, views=views, check=bool(verify_every) and epoch % verify_every == 0)
+
+    def read(self, drawn: Drawn, buffers: Buffers | None = None) -> StoredBatch:
         """Read a batch from the store."""
-        first, second = self.pair
-        rows = {first: anchors, second: partners}
-        return Batch(
+        anchor = self.pair[0]
+        targets = {}
+        for name, reference in self.targets.items():
+            field = StoredField(store=self.store, reference=reference)
+            arrays = field.read(drawn.rows[anchor], drawn.views[anchor], buffers, check=drawn.check)
+            targets[name] = (field, arrays)
+        return StoredBatch(
             pair=self.pair,
-            inputs={modality: self.inputs[modality].load(self.store, rows[modality]) for modality in self.pair},
-            targets={
-                name: torch.from_numpy(self.store.load(reference, anchors))
-                for name, reference in self.targets.items()
+            inputs={
+                modality: self.inputs[modality].read(
+                    self.store, drawn.rows[modality], drawn.views[modality], buffers, check=drawn.check
+                )
+                for modality in self.pair
             },
+            targets=targets,
         )
+
+    def will_need(self, drawn: Drawn) -> None:
+        """Have everything of a batch read ahead from the disk."""
+        for modality, reference in self.fields:
+            self.store.will_need(reference, drawn.rows[modality], views=drawn.views[modality])
 
 
 class Streams:
     """Every stream of a run, in alternation by weight.
 
     `stores` holds each store once, with the input of every modality that the student embeds of it. An epoch has as
-    many steps as one pass over all streams has batches, shared out by weight and evenly mixed.
+    many steps as one pass over all streams has batches, shared out by weight and evenly mixed. `batch_size` is that
+    of one rank.
     """
 
     def __init__(
@@ -126,12 +185,17 @@ class Streams:
         stores: Sequence[tuple[TargetStore, Mapping[str, Input]]],
         batch_size: int,
         seed: int,
+        *,
+        verify_every: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
         self.streams = tuple(streams)
         self.stores = tuple(stores)
         self.batch_size = batch_size
         self.seed = seed
-        num_batches = sum(stream.num_batches(batch_size) for stream in streams)
+        self._verify_every, self._rank, self._num_ranks = verify_every, rank, num_ranks
+        num_batches = sum(stream.num_batches(batch_size * num_ranks) for stream in streams)
         total = sum(stream.weight for stream in streams)
         self._shares = [max(1, round(stream.weight / total * num_batches)) for stream in streams]
 
@@ -150,46 +214,25 @@ class Streams:
         ]
         return [(stream, number) for _, stream, number in sorted(turns)]
 
-    def load(self, step: int) -> Batch:
-        """The batch of step 0, 1, ... of the run."""
+    def draw(self, step: int) -> tuple[Stream, Drawn]:
+        """What is read at step 0, 1, ... of the run, and of which stream."""
         epoch, turn = divmod(step, self.steps_per_epoch)
         number, position = self._turns[turn]
         stream = self.streams[number]
-        position += epoch * self._shares[number]
-        return stream.load(*stream.rows((self.seed, number), position, self.batch_size))
+        drawn = stream.draw(
+            (self.seed, number),
+            position + epoch * self._shares[number],
+            self.batch_size,
+            rank=self._rank,
+            num_ranks=self._num_ranks,
+            verify_every=self._verify_every,
+        )
+        return stream, drawn
 
-    def prefetched(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of these steps; one background thread reads ahead."""
-        ready: queue.Queue[Batch | Exception] = queue.Queue(NUM_PREFETCHED)
-        stopped = threading.Event()
-
-        def put(item: Batch | Exception) -> None:
-            while not stopped.is_set():
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-
-        def read() -> None:
-            try:
-                for step in range(start, stop):
-                    put(self.load(step))
-                    if stopped.is_set():
-                        return
-            except Exception as error:
-                put(error)
-
-        thread = threading.Thread(target=read, name="prefetch", daemon=True)
-        thread.start()
-        try:
-            for _ in range(start, stop):
-                item = ready.get()
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-        finally:
-            stopped.set()
-            thread.join()
+    def read(self, step: int) -> StoredBatch:
+        """The batch of a step, as it is stored, in tensors of its own."""
+        stream, drawn = self.draw(step)
+        return stream.read(drawn)
 
     def sample(self, modality: str, num_rows: int) -> Tokens:
         """Tokens of up to `num_rows` of the modality's training items, evenly spread over its first stream."""
@@ -210,8 +253,3 @@ class Streams:
         """Width of a target that every stream has."""
         stream = self.streams[0]
         return stream.store.field(stream.targets[target]).shape[0]
-
-
-@lru_cache(maxsize=8)
-def _permutation(key: tuple[int, ...], num_rows: int) -> Rows:
-    return np.random.default_rng(key).permutation(num_rows)

@@ -1,10 +1,13 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from contract.errors import DataError, StoreError
-from contract.manifest import Manifest, items_table, pair_kind, pairs_table
+from contract.errors import DataError
+from contract.manifest import ITEMS, Manifest, items_table, pairs_table
+from contract.records import DamagedRecordError
 
 
 def scenes(num_images: int = 4, split_of_last: str = "test") -> Manifest:
@@ -34,40 +37,98 @@ def scenes(num_images: int = 4, split_of_last: str = "test") -> Manifest:
             ]
         ),
         media_root="somewhere",
+        num_classes=num_images,
     )
 
 
+def write(path: Path, files: dict[str, bytes]) -> Callable[[str, int], Path]:
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    return lambda name, _: path / name
+
+
 def test_written_manifest_reads_back_equal(tmp_path: Path) -> None:
-    manifest = scenes()
-    manifest.write(tmp_path)
-    read = Manifest.read(tmp_path)
+    manifest, files = scenes(), scenes().files()
+    find = write(tmp_path, files)
+    read = Manifest.read(files["manifest.json"], find)
     assert read.fingerprint == manifest.fingerprint
-    assert read.is_intact()
+    assert Manifest.damaged_files(files["manifest.json"], find) == []
     assert read.items["text"].equals(manifest.items["text"])
     assert read.pairs["image-text"].equals(manifest.pairs["image-text"])
-    assert read.media_root == "somewhere"
+    assert (read.media_root, read.num_classes, read.protocol) == ("somewhere", 4, "tiny")
 
 
-def test_altered_table_is_not_intact(tmp_path: Path) -> None:
-    scenes().write(tmp_path)
-    path = tmp_path / "items.text.arrow"
-    path.write_bytes(path.read_bytes().replace(b"caption 1 en", b"caption 9 en"))
-    assert not Manifest.read(tmp_path).is_intact()
+def test_manifest_that_was_read_is_written_the_same(tmp_path: Path) -> None:
+    files = scenes().files()
+    read = Manifest.read(files["manifest.json"], write(tmp_path, files))
+    assert read.files() == files
+    assert replace(read).files() == files  # and its fingerprint made anew
 
 
-def test_table_of_another_length_is_refused(tmp_path: Path) -> None:
-    scenes().write(tmp_path)
-    scenes(5).write(tmp_path / "other")
-    (tmp_path / "other/items.text.arrow").replace(tmp_path / "items.text.arrow")
-    with pytest.raises(StoreError, match="10 rows"):
-        Manifest.read(tmp_path)
+def test_grown_manifest_writes_its_new_segments_alone(tmp_path: Path) -> None:
+    files = scenes(4, "train").files()
+    read = Manifest.read(files["manifest.json"], write(tmp_path, files))
+    grown = read.grown(scenes(6, "train"))
+    added = grown.files(Manifest.segments_written(files["manifest.json"]))
+    tables = ("items.audio", "items.image", "items.text", "pairs.image-audio", "pairs.image-text")
+    assert set(added) == {"manifest.json", *(f"{name}.1.arrow" for name in tables)}
+    assert added == {name: content for name, content in grown.files().items() if name in added}
+    again = Manifest.read(added["manifest.json"], write(tmp_path, added))
+    assert again.items["text"].equals(scenes(6, "train").items["text"])
+    assert again.segments["items.text"] == (8, 4)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "not json"])
-def test_damaged_description_is_one_line(tmp_path: Path, content: str) -> None:
-    (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(StoreError, match="missing or damaged"):
-        Manifest.read(tmp_path)
+@pytest.mark.parametrize("name", ["items.text.arrow", "pairs.image-audio.arrow"])
+def test_altered_or_missing_table_is_named(tmp_path: Path, name: str) -> None:
+    files = scenes().files()
+    find = write(tmp_path, files)
+    content = bytearray(files[name])
+    content[len(content) // 2] ^= 1
+    (tmp_path / name).write_bytes(content)
+    assert Manifest.damaged_files(files["manifest.json"], find) == [name]
+    (tmp_path / name).unlink()
+    assert Manifest.damaged_files(files["manifest.json"], find) == [name]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"not json", b'{"tables": {}}'])
+def test_damaged_description_is_refused(content: bytes) -> None:
+    with pytest.raises(DamagedRecordError):
+        Manifest.read(content, lambda name, _: Path(name))
+
+
+def test_rows_of_a_damaged_table_are_an_error_and_not_a_crash(tmp_path: Path) -> None:
+    """An offset that points anywhere would otherwise be followed."""
+    files = scenes().files()
+    find, name = write(tmp_path, files), "items.image.arrow"
+    offsets = b"".join(n.to_bytes(4, "little") for n in (0, 2, 4, 6, 8))  # of the ids
+    assert files[name].count(offsets) == 1
+    content = files[name].replace(offsets, offsets[:8] + b"\x04\x00\x00\x70" + offsets[12:])
+    (tmp_path / name).write_bytes(content)
+    damaged = Manifest.read(files["manifest.json"], find)
+    assert damaged.rows_fingerprint("text", range(4)) == scenes().rows_fingerprint("text", range(4))
+    with pytest.raises(pa.ArrowException):
+        damaged.rows_fingerprint("image", range(4))
+
+
+def test_no_flipped_bit_of_a_table_is_more_than_an_error(tmp_path: Path) -> None:
+    """Where it is not noticed when the table is opened, its rows have another fingerprint, or can't be hashed."""
+    files, name = scenes().files(), "items.text.arrow"
+    find, whole = write(tmp_path, files), scenes()
+    for place in range(len(files[name])):
+        damaged = bytearray(files[name])
+        damaged[place] ^= 1 << place % 8
+        (tmp_path / name).unlink()  # the old one is mapped
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            read = Manifest.read(files["manifest.json"], find)
+        except (OSError, ValueError, pa.ArrowException):
+            continue
+        try:
+            found = read.rows_fingerprint("text", range(8))
+        except pa.ArrowException:
+            continue
+        is_equal = read.items["text"].equals(whole.items["text"])
+        assert (found == whole.rows_fingerprint("text", range(8))) == is_equal
 
 
 def test_fingerprint_depends_on_content_and_not_on_the_place() -> None:
@@ -75,10 +136,14 @@ def test_fingerprint_depends_on_content_and_not_on_the_place() -> None:
     assert replace(manifest, media_root="elsewhere").fingerprint == manifest.fingerprint
     assert scenes(split_of_last="val").fingerprint != manifest.fingerprint
     assert replace(manifest, pairs={}).fingerprint != manifest.fingerprint
-    # The boundary between two captions is part of the content.
-    a = items_table({"id": ["1", "2"], "split": ["train"] * 2, "text": ["ab", "c"]})
-    b = items_table({"id": ["1", "2"], "split": ["train"] * 2, "text": ["a", "bc"]})
-    assert replace(manifest, items={"text": a}).fingerprint != replace(manifest, items={"text": b}).fingerprint
+    assert replace(manifest, dataset="other").fingerprint != manifest.fingerprint
+
+
+def test_manifest_may_be_described_otherwise_without_being_hashed_again() -> None:
+    manifest = scenes()
+    moved = manifest.described_as(replace(manifest, media_root="elsewhere", num_classes=9, protocol="other"))
+    assert (moved.media_root, moved.num_classes, moved.protocol) == ("elsewhere", 9, "other")
+    assert moved.__dict__["fingerprint"] == replace(moved).fingerprint == manifest.fingerprint
 
 
 def test_rows_of_a_grown_manifest_keep_their_fingerprint() -> None:
@@ -92,6 +157,8 @@ def test_rows_are_chosen_by_split_and_language() -> None:
     assert manifest.rows("text", "test").tolist() == [6, 7]
     assert manifest.rows("text", "train", ["de"]).tolist() == [1, 3, 5]
     assert manifest.rows("image", "test", ["de"]).tolist() == [3]
+    assert manifest.splits("image") == {"train": 3, "test": 1}
+    assert manifest.languages() == {"en": 4, "de": 4}
 
 
 def test_positives_are_found_either_way_and_through_the_image() -> None:
@@ -103,12 +170,17 @@ def test_positives_are_found_either_way_and_through_the_image() -> None:
     assert replace(manifest, pairs={}).positives("image", "text").shape == (0, 2)
 
 
-def test_selected_splits_keep_their_pairs() -> None:
-    selected = scenes().select(["test"])
+def test_selected_splits_keep_their_pairs_and_can_be_written(tmp_path: Path) -> None:
+    files = scenes().files()
+    selected = Manifest.read(files["manifest.json"], write(tmp_path, files)).select(["test"])
     assert [selected.num_rows(name) for name in ("image", "text", "audio")] == [1, 2, 1]
     assert selected.positives("image", "text").tolist() == [[0, 0], [0, 1]]
     assert selected.ids("text").tolist() == ["i3#en", "i3#de"]
     assert selected.column("image", "label") == [3]
+    again = selected.files()
+    assert (
+        Manifest.read(again["manifest.json"], write(tmp_path, again)).items["text"].equals(selected.items["text"])
+    )
 
 
 def test_what_no_dataset_may_be_is_refused() -> None:
@@ -120,9 +192,8 @@ def test_what_no_dataset_may_be_is_refused() -> None:
         replace(manifest, items={"image": twice}, pairs={}).check()
     with pytest.raises(DataError, match="rows that don't exist"):
         replace(manifest, pairs=dict([pairs_table("image", "text", [(99, 0)])])).check()
-
-
-def test_pair_kinds_have_one_spelling() -> None:
-    assert pair_kind("text", "image") == "image-text"
-    assert pair_kind("audio", "image") == "image-audio"
-    assert pair_kind("text", "audio") == "audio-text"
+    nothing = pa.table({name: [None] for name in ITEMS.names}, schema=ITEMS)
+    with pytest.raises(DataError, match="image items without"):
+        replace(manifest, items={"image": nothing}, pairs={}).check()
+    with pytest.raises(DataError, match="image items have columns"):
+        replace(manifest, items={"image": pa.table({"id": ["a"]})}, pairs={}).check()

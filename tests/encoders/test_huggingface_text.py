@@ -5,8 +5,10 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
-from contract.errors import DataError, MissingExtraError
+from contract.encodings import Lookup
+from contract.errors import ConfigError, DataError, MissingExtraError
 from encoders import HuggingFaceText
+from encoders.huggingface_text import Encodings
 
 CAPTIONS = ["a dog runs", "two dogs run on the green grass", "dog"]
 
@@ -66,6 +68,22 @@ def test_fields_say_what_comes_out(folder: Path) -> None:
     outputs = config.build("cpu")(CAPTIONS)
     assert {field.name: (3, *field.shape) for field in config.fields()} == {n: v.shape for n, v in outputs.items()}
     assert outputs["length"].max() == 5  # the long caption is cut
+
+
+def test_looked_up_ids_are_the_token_embeddings_exactly(folder: Path) -> None:
+    config = HuggingFaceText(model=str(folder), max_length=5, encodings=Encodings(token_embeddings=Lookup()))
+    model = config.build("cpu")
+    outputs, constants = model(CAPTIONS), model.constants()
+    field = config.fields()[0]
+    decoded = field.decode(field.encode(outputs["token_embeddings.ids"], constants), constants, np)
+    np.testing.assert_array_equal(decoded, outputs["token_embeddings"])
+    assert outputs["token_embeddings.ids"].dtype == np.int32
+    assert constants["token_embeddings.table"].shape == (15, 16)
+
+
+def test_ids_are_not_stored_where_tokens_have_seen_each_other(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="lookup stores rows of the word-embedding table, and layer is 'last'"):
+        HuggingFaceText(model=str(folder), layer="last", encodings=Encodings(token_embeddings=Lookup()))
 
 
 def test_model_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

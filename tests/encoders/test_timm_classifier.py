@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform
 
+from contract.encodings import Pixels
 from contract.errors import ConfigError, DataError, MissingExtraError
 from contract.views import Item
 from encoders import TimmClassifier
-from encoders.timm_classifier import Preprocessing
+from encoders.timm_classifier import Encodings, Preprocessing
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 7}
 # (model, arguments, module whose output is stored, grid of its tokens at the input size below)
@@ -109,6 +111,71 @@ def test_one_forward_pass_gives_every_field(tmp_path: Path) -> None:
     inner.blocks[0].register_forward_hook(lambda *_: calls.append(1))
     model(views(4))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "args"),
+    [
+        ("vit_tiny_patch16_224", SMALL_VIT),
+        ("vit_tiny_patch16_224", SMALL_VIT | {"patch_size": 16}),
+        ("vit_tiny_patch16_224", SMALL_VIT | {"pre_norm": True}),  # as CLIP's: a patch embedding without bias
+        ("test_vit", {"dynamic_img_size": True}),  # its patch embedding comes as [n, h, w, D]
+        ("eva02_tiny_patch14_224", {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}),
+    ],
+    ids=["patch-8", "patch-16", "no-bias", "channels-last", "eva"],
+)
+@pytest.mark.parametrize("mean", [(0.5, 0.5, 0.5), (0.485, 0.456, 0.406)])
+def test_stored_pixels_decode_to_the_patch_embeddings(
+    tmp_path: Path, model: str, args: dict[str, Any], mean: tuple[float, float, float]
+) -> None:
+    _, config = saved(tmp_path, model, args)
+    preprocessing = replace(config.preprocessing, mean=mean, std=(0.229, 0.224, 0.225))
+    config = replace(config, preprocessing=preprocessing, encodings=Encodings(patch_embeddings=Pixels()))
+    built = config.build("cpu")
+    field = next(field for field in config.fields() if field.name == "patch_embeddings")
+    outputs = built(views(3))
+    stored = field.encode(outputs["patch_embeddings.pixels"], built.constants())
+    decoded = field.decode(stored, built.constants(), np)
+    exact = outputs["patch_embeddings"]
+    assert decoded.shape == exact.shape == (3, *field.shape)
+    # No further off than what float16 makes of the embeddings: half a unit in its last place, and float32's own.
+    rounding = np.spacing(np.abs(exact).astype(np.float16)).astype(np.float32) / 2
+    assert (np.abs(decoded - exact) <= rounding + 1e-5).all()
+    assert np.abs(decoded - exact).max() < 2e-5
+    assert field.row_bytes == 32 * 32 * 3
+
+
+@pytest.mark.parametrize(
+    ("model", "args"),
+    [
+        ("mobilenetv2_050", {}),
+        ("resnet10t", {}),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24}),  # normalises its patches
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "tokens": "patch_embed"}),
+        ("pvt_v2_b0", {"tokens": "patch_embed"}),  # overlapping patches
+        ("vit_tiny_r_s16_p8_224", {}),  # a convolutional stem
+        ("volo_d1_224", {"tokens": "patch_embed"}),
+        ("vit_tiny_patch16_224", SMALL_VIT | {"tokens": "blocks.0"}),
+        ("vit_tiny_patch16_224", SMALL_VIT | {"img_size": 36}),  # its patches leave an edge
+    ],
+)
+def test_pixels_are_refused_where_tokens_are_no_linear_map_of_patches(model: str, args: dict[str, Any]) -> None:
+    args = dict(args)
+    config = TimmClassifier(
+        model=model,
+        tokens=args.pop("tokens", None),
+        model_args=args,
+        encodings=Encodings(patch_embeddings=Pixels()),
+    )
+    with pytest.raises(ConfigError, match=f"timm model {model} are not a linear map of square patches"):
+        config.fields()
+
+
+def test_nothing_is_kept_for_encodings_without_constants(tmp_path: Path) -> None:
+    _, config = saved(tmp_path, *FAMILIES[0][:2])
+    model = config.build("cpu")
+    assert model.constants() == {}
+    assert not [name for name in model(views(1)) if "." in name]
 
 
 def test_values_do_not_depend_on_the_batch(tmp_path: Path) -> None:

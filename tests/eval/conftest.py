@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from contract.encoding import Float32
+from contract.encodings import Float32
 from contract.manifest import Manifest, items_table, pairs_table
 from contract.schema import Field, FieldSet
 from contract.store import Quarantined, TargetStore

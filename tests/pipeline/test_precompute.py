@@ -1,105 +1,104 @@
 """The run: equal values whatever the engine, and nothing lost when it is killed."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from contract.store import TargetStore
-
-WIDE_VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 576, "depth": 1, "num_heads": 4, "num_classes": 7}
-
-
-def command(large_project, *more: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline", *large_project.arguments(*more)]
+from contract.views import Item
+from encoders import TimmClassifier
 
 
-def run(large_project, *more: str) -> None:
-    subprocess.run(command(large_project, *more), cwd=large_project.folder, check=True, capture_output=True)
+def test_stored_rows_equal_direct_calls_of_timm(large) -> None:
+    large.restore()
+    store, rows = large.opened(), [0, 255, 256, 599]
+    args = large.encoders["image"]["teacher"]["model_args"]
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, **args).eval()
+    model.load_state_dict(load_file(large.folder / "teacher.safetensors"))
+    view = TimmClassifier(model="vit_tiny_patch16_224", model_args=args).view()
+    images = [view.load(Item(id="", file=large.data / f"images/{row}.png")) for row in rows]
+    with torch.inference_mode():
+        batch = (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+        logits, patches = model(batch), model.patch_embed(batch)
+    np.testing.assert_allclose(store.load("image/teacher/logits", rows), logits, atol=5e-3)
+    scale = store.constants("image/teacher")["patch_embeddings.scale"]
+    stored = store.load("image/teacher/patch_embeddings", rows)
+    assert (np.abs(stored - patches.numpy()) <= scale / 2 + 1e-5).mean() > 0.999  # a few are clipped
 
 
-def content(store: Path) -> dict[str, bytes]:
-    """Every file of a store; the command line, which names the store, taken out of the metadata."""
-    files = {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
-    return {
-        name: b"\n".join(line for line in data.splitlines() if b'"command"' not in line) if "json" in name else data
-        for name, data in files.items()
-    }
+def test_run_that_is_killed_again_and_again_continues_to_the_same_bytes(large) -> None:
+    # Of int8, with augmented views and with inputs that can't be decoded; the constants stand before any commit.
+    commits, made = large.store / "precept/commits/image/teacher", large.store / "image/teacher/zarr.json"
+    for num_commits in range(3):
+        large.run_until(lambda n=num_commits: made.exists() and len(list(commits.glob("*.json"))) == n)
+        assert large.opened().missing("image/teacher") == list(range(num_commits, 3))
+    large.precompute()
+    assert large.content() == large.restore()
+
+
+def test_fieldset_without_any_value_gives_way_to_another(project) -> None:
+    # What a run leaves that was killed before its first shard.
+    project.precompute()
+    logits = project.opened().load("image/teacher/logits", range(30))
+    shutil.rmtree(project.store / "precept/commits/image")
+    project.precompute("--set", "encoders.image.teacher.encodings.logits.kind=int8")
+    assert project.opened().field("image/teacher/logits").encoding.kind == "int8"
+    np.testing.assert_allclose(project.opened().load("image/teacher/logits", range(30)), logits, atol=0.02)
+
+
+def test_second_teacher_is_added_and_touches_nothing(project) -> None:
+    project.precompute()
+    before = project.content()
+    second = {"kind": "timm", "model": "resnet10t", "model_args": {"num_classes": 5}, "checkpoint": "resnet.pt"}
+    second |= {"preprocessing": {"input_size": [3, 32, 32]}}
+    torch.save(timm.create_model("resnet10t", num_classes=5).state_dict(), project.folder / "resnet.pt")
+    project.write("second.yaml", {"encoders": {"image": {"resnet": second}}, "gate": {"num_samples": 0}})
+    assert "image/resnet: 30 rows" in project.precompute("--config", "second.yaml")
+    after = project.content()
+    assert {name for name in before if after[name] != before[name]} == {"precept/checksums.json"}
+    assert all("image/resnet/" in name for name in after.keys() - before.keys())
+    shown = project.call("show", "stores/tiny.zarr").out
+    assert "image/teacher: complete" in shown
+    assert "image/resnet: complete" in shown
+    assert project.opened().load("image/resnet/logits", [29]).shape == (1, 5)
 
 
 @pytest.fixture(scope="module")
-def whole(large_project) -> Path:
-    """A store computed without interruption."""
-    run(large_project, "--store", "whole.zarr")
-    return large_project.folder / "whole.zarr"
+def ray_session() -> Iterator[None]:
+    """Ray takes seconds to start; every run of this module joins the same session."""
+    import ray
+
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=2)
+    yield
+    ray.shutdown()
 
 
-def test_stored_rows_equal_direct_calls_of_timm(large_project, whole: Path) -> None:
-    store = TargetStore.open(whole)
-    rows = [0, 511, 512, 1099]
-    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, **WIDE_VIT).eval()
-    model.load_state_dict(load_file(large_project.folder / "teacher.safetensors"))
-    images = [
-        Image.open(large_project.data / f"images/{row}.png").resize((17, 17), 3).crop((0, 0, 16, 16))
-        for row in rows
-    ]
-    batch = torch.stack([torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255 for image in images])
-    with torch.inference_mode():
-        batch = (batch - 0.5) / 0.5
-        logits, patches = model(batch), model.patch_embed(batch)
-    np.testing.assert_allclose(store.load("image/teacher/logits", rows), logits, atol=5e-3)
-    np.testing.assert_allclose(store.load("image/teacher/patch_embeddings", rows), patches, atol=5e-3)
+def test_ray_stores_the_same_values(large, ray_session) -> None:
+    large.precompute("--engine", "ray", "--set", "workers.actors=2")
+    ray, local = large.opened(), TargetStore.open(large.folder / "whole.zarr")
+    rows = range(600)
+    for view in (0, 1):
+        for name in ("features", "logits", "view_parameters"):
+            values = (store.load(f"image/teacher/{name}", rows, views=view) for store in (ray, local))
+            np.testing.assert_allclose(*values, atol=2e-3)
+    step = local.constants("image/teacher")["patch_embeddings.scale"].max()
+    values = (store.load("image/teacher/patch_embeddings", rows, views=1) for store in (ray, local))
+    np.testing.assert_allclose(*values, atol=1.01 * step)
+    texts = (store.load("text/tokens/token_embeddings", range(1200)) for store in (ray, local))
+    np.testing.assert_array_equal(*texts)
+    assert {key: fieldset.fingerprint for key, fieldset in ray.fieldsets.items()} == {
+        key: fieldset.fingerprint for key, fieldset in local.fieldsets.items()
+    }
+    assert ray.quarantined("image/teacher") == local.quarantined("image/teacher")
 
 
-@pytest.mark.parametrize("num_commits", [1, 2])
-def test_killed_run_continues_to_the_same_bytes(large_project, whole: Path, num_commits: int) -> None:
-    name = f"killed-{num_commits}.zarr"
-    commits = large_project.folder / name / "precept/commits/image/teacher"
-    process = subprocess.Popen(
-        command(large_project, "--store", name),
-        cwd=large_project.folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while len(list(commits.glob("*.json"))) < num_commits and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert TargetStore.open(large_project.folder / name).missing("image/teacher")
-    run(large_project, "--store", name)
-    assert content(large_project.folder / name) == content(whole)
-
-
-def test_ray_stores_the_same_values(large_project, whole: Path) -> None:
-    run(large_project, "--store", "ray.zarr", "--engine", "ray")
-    ray, local = TargetStore.open(large_project.folder / "ray.zarr"), TargetStore.open(whole)
-    rows = range(1100)
-    for name in ("patch_embeddings", "features", "logits"):
-        reference = f"image/teacher/{name}"
-        np.testing.assert_allclose(ray.load(reference, rows), local.load(reference, rows), atol=2e-3)
-    texts = range(2200)
-    np.testing.assert_array_equal(
-        ray.load("text/tokens/token_embeddings", texts), local.load("text/tokens/token_embeddings", texts)
-    )
-    assert ray.fieldsets["image/teacher"].fingerprint == local.fieldsets["image/teacher"].fingerprint
-
-
-def test_error_inside_an_actor_leaves_as_one_line(large_project) -> None:
-    broken = large_project.folder / "broken.safetensors"
-    broken.write_bytes(b"no weights")
-    more = ["--store", "broken.zarr", "--engine", "ray", "--set", f"encoders.image.teacher.checkpoint={broken}"]
-    result = subprocess.run(command(large_project, *more), cwd=large_project.folder, capture_output=True, text=True)
-    assert result.returncode == 3
-    assert "error: checkpoint" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_error_inside_an_actor_leaves_as_one_line(project, ray_session) -> None:
+    (project.folder / "teacher.safetensors").write_bytes(b"no weights")
+    assert "error: checkpoint" in project.error_of(*project.arguments("--engine", "ray"))

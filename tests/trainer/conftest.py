@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 
 from contract import config
-from contract.encoding import Float32, Int32
+from contract.encodings import (
+    BFloat16,
+    Encoding,
+    Float8,
+    Float16,
+    Float32,
+    Int8,
+    Int32,
+    Lookup,
+    Pixels,
+    TopK,
+)
 from contract.manifest import Manifest, items_table, pairs_table
 from contract.schema import Field, FieldSet
 from contract.store import Quarantined, TargetStore
@@ -145,6 +156,162 @@ def make_store(
                 faults if modality == "image" and shard == 0 else (),
             )
     return store
+
+
+@pytest.fixture
+def coded_store() -> Callable[..., TargetStore]:
+    """Make a store with views in which a value tells where it lies; see `make_coded_store`."""
+    return make_coded_store
+
+
+def make_coded_store(
+    path: Path,
+    *,
+    num_views: int = 3,
+    num_target_views: int | None = None,
+    target_seed: int = 0,
+    shape: tuple[int, int] = (2, 3),
+    rows_per_shard: int = 32,
+) -> TargetStore:
+    """Write a store whose every value is 10 row + view: images and sounds with views, texts with none.
+
+    The images' targets are a FieldSet of their own, with as many views and of the same augmentation unless told
+    otherwise.
+    """
+    store = TargetStore.create(path, make_manifest("tiny", SPLITS, with_audio=True))
+    fields = {
+        "image/eyes": Field(name="patch_embeddings", shape=shape, encoding=Float32()),
+        "image/teacher": Field(name="logits", shape=(NUM_CLASSES,), encoding=Float32()),
+        "audio/ears": Field(name="patch_embeddings", shape=(1, 4), encoding=Float32()),
+        "text/words": Field(name="token_embeddings", shape=(2, 2), encoding=Float32()),
+    }
+    for key, field in fields.items():
+        modality, name = key.split("/")
+        views = {"image/teacher": num_views if num_target_views is None else num_target_views, "text/words": 0}
+        seed = target_seed if name == "teacher" else 0
+        fieldset = FieldSet(
+            name=name,
+            modality=modality,
+            fields=(field,),
+            num_views=views.get(key, num_views),
+            batch_size=8,
+            rows_per_shard=rows_per_shard,
+            provenance={"recipe": {"model": name, "augmentation": {"seed": seed}}},
+        )
+        codes = 10 * np.arange(store.manifest.num_rows(modality))[:, None] + np.arange(fieldset.views_per_row)
+        if not fieldset.num_views:
+            codes = codes[:, 0]
+        ones = np.ones(field.shape, np.float32)
+        write(store, fieldset, {field.name: np.multiply.outer(codes, ones).astype(np.float32)})
+    return store
+
+
+@pytest.fixture
+def large_store() -> Callable[[Path], TargetStore]:
+    """Make a store of 300 MB; see `make_large_store`."""
+    return make_large_store
+
+
+def make_large_store(path: Path) -> TargetStore:
+    """Write a store of 1,000 images of 302 kB each, with a small sound for every one of them."""
+    rng = np.random.default_rng(0)
+    store = TargetStore.create(path, make_manifest("large", ["train"] * 1000, with_audio=True))
+    drawn = rng.normal(size=(64, 197, 768)).astype(np.float32)
+    for modality, shape in {"image": (197, 768), "audio": (3, 5)}.items():
+        field = Field(name="patch_embeddings", shape=shape, encoding=Float16())
+        fieldset = FieldSet(
+            name="teacher", modality=modality, fields=(field,), batch_size=8, rows_per_shard=64, provenance={}
+        )
+        store.add(fieldset)
+        for shard in range(store.num_shards(fieldset.key)):
+            num_rows = len(store.shard_rows(fieldset.key, shard))
+            values = drawn[:num_rows, : shape[0], : shape[1]]
+            store.write_shard(fieldset.key, shard, {field.name: values})
+    return store
+
+
+ENCODINGS: dict[str, Encoding] = {
+    "float16": Float16(),
+    "float32": Float32(),
+    "bfloat16": BFloat16(),
+    "float8": Float8(),
+    "int8": Int8(),
+    "pixels": Pixels(height=4, width=4),
+    "lookup": Lookup(),
+    "topk": TopK(k=3),
+}
+
+
+@pytest.fixture(params=ENCODINGS)
+def encoded_store(request: pytest.FixtureRequest, tmp_path: Path) -> TargetStore:
+    """A store with images and texts, of which the field that can be has the encoding."""
+    return make_encoded_store(tmp_path / f"{request.param}.zarr", request.param)
+
+
+def make_encoded_store(path: Path, kind: str) -> TargetStore:
+    """Tokens are encoded as `kind`, or, where only some can be, the images', the texts' or the logits."""
+    rng = np.random.default_rng(0)
+    manifest = make_manifest("tiny", SPLITS, with_audio=False)
+    store = TargetStore.create(path, manifest)
+    encoding = ENCODINGS[kind]
+    of: dict[str, Encoding] = {"patch_embeddings": Float32(), "token_embeddings": Float32(), "logits": Float32()}
+    where = {"pixels": ["patch_embeddings"], "lookup": ["token_embeddings"], "topk": ["logits"]}
+    of |= dict.fromkeys(where.get(kind, list(of)), encoding)
+    fields = {
+        "image": (
+            Field(name="patch_embeddings", shape=(4, 6), encoding=of["patch_embeddings"]),
+            Field(name="logits", shape=(NUM_CLASSES,), encoding=of["logits"]),
+        ),
+        "text": (
+            Field(name="token_embeddings", shape=(5, 7), encoding=of["token_embeddings"]),
+            Field(name="length", shape=(), encoding=Int32()),
+        ),
+    }
+    given = {
+        "patch_embeddings.weight": rng.normal(size=(6, 2, 2, 3)).astype(np.float32),
+        "patch_embeddings.bias": rng.normal(size=6).astype(np.float32),
+        "token_embeddings.table": rng.normal(size=(9, 7)).astype(np.float32),
+    }
+    for modality, parts in fields.items():
+        num_rows = manifest.num_rows(modality)
+        length = rng.integers(1, 5, num_rows)  # never the longest there can be: every batch is cut
+        values: dict[str, Any] = {}
+        constants: dict[str, Any] = {}
+        for field in parts:
+            dtype, shape = field.encoding.input(field.shape)
+            values[field.name] = rng.normal(size=(num_rows, *shape)).astype(dtype)
+            if field.encoding.calibrated:
+                constants |= field.calibrate(values[field.name])
+            else:
+                constants |= {name: given[name] for name in field.constants}
+        values["length"] = length.astype(np.int32)
+        if kind == "pixels" and modality == "image":
+            values["patch_embeddings"] = rng.integers(0, 256, (num_rows, 4, 4, 3)).astype(np.uint8)
+        if kind == "lookup" and modality == "text":
+            ids = rng.integers(0, 9, (num_rows, 5))
+            values["token_embeddings"] = np.where(np.arange(5) < length[:, None], ids, -1).astype(np.int32)
+        fieldset = FieldSet(
+            name="teacher",
+            modality=modality,
+            fields=parts,
+            batch_size=8,
+            rows_per_shard=32,
+            provenance={"recipe": {"model": kind}},
+        )
+        write(store, fieldset, {field.name: values[field.name] for field in parts}, constants)
+    return store
+
+
+def write(
+    store: TargetStore, fieldset: FieldSet, values: dict[str, Any], constants: dict[str, Any] | None = None
+) -> None:
+    """Add a FieldSet and every shard of it."""
+    store.add(fieldset, constants)
+    for shard in range(store.num_shards(fieldset.key)):
+        rows = store.shard_rows(fieldset.key, shard)
+        store.write_shard(
+            fieldset.key, shard, {name: array[rows.start : rows.stop] for name, array in values.items()}
+        )
 
 
 def make_manifest(dataset: str, splits: list[str], *, with_audio: bool) -> Manifest:

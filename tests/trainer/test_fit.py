@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 
 from contract import config, embeddings
-from contract.errors import RunError
+from contract.errors import RunError, StoreError
 from contract.store import TargetStore
 from trainer import checkpoint, runs
+from trainer.batch import Batch
 from trainer.fit import fit
+from trainer.loader import Loader
 from trainer.recipes import Recipe
+from trainer.streams import Streams
 
 Make = Callable[..., Recipe]
 NewStore = Callable[..., TargetStore]
+FitUntil = Callable[[runs.Run, int], None]
 
 INFONCE: dict[str, Any] = {"objectives": {"infonce": {"kind": "infonce"}}, "targets": {}}
 
@@ -39,17 +43,21 @@ class KilledError(Exception):
     pass
 
 
-def killed_after(run: runs.Run, step: int) -> runs.Run:
-    """The run, whose data ends with an exception when that step is asked for."""
-    original = run.streams.load
+@pytest.fixture
+def fit_until(monkeypatch: pytest.MonkeyPatch) -> Callable[[runs.Run, int], None]:
+    """Train a run until the batch of a step is asked for, and end as if it had been killed there."""
 
-    def load(number: int) -> Any:
-        if number == step:
+    def train(run: runs.Run, step: int) -> None:
+        def batches(streams: Streams, start: int, stop: int, device: str) -> Iterator[Batch]:
+            yield from Loader(streams, start, step, device)
             raise KilledError
-        return original(number)
 
-    object.__setattr__(run.streams, "load", load)
-    return run
+        with monkeypatch.context() as patch:
+            patch.setattr("trainer.fit.Loader", batches)
+            with pytest.raises(KilledError):
+                fit(run)
+
+    return train
 
 
 @pytest.mark.parametrize("changes", [{}, INFONCE], ids=["shre", "infonce"])
@@ -76,11 +84,12 @@ def test_loss_falls_and_retrieval_beats_random(
 
 
 @pytest.mark.parametrize("step", [5, 8, 15])
-def test_resumed_run_equals_uninterrupted_run(recipe: Make, store: TargetStore, tmp_path: Path, step: int) -> None:
+def test_resumed_run_equals_uninterrupted_run(
+    recipe: Make, store: TargetStore, tmp_path: Path, fit_until: FitUntil, step: int
+) -> None:
     whole = runs.begin(recipe(), [store.path], tmp_path / "whole")
     fit(whole)
-    with pytest.raises(KilledError):
-        fit(killed_after(runs.begin(recipe(), [store.path], tmp_path / "killed"), step))
+    fit_until(runs.begin(recipe(), [store.path], tmp_path / "killed"), step)
     resumed = runs.resume(tmp_path / "killed", [])
     fit(resumed)
     assert parts(resumed) == parts(whole)
@@ -99,10 +108,9 @@ def test_resumed_run_equals_uninterrupted_run(recipe: Make, store: TargetStore, 
 
 
 def test_run_that_was_killed_before_its_first_checkpoint_begins_again(
-    recipe: Make, store: TargetStore, tmp_path: Path
+    recipe: Make, store: TargetStore, tmp_path: Path, fit_until: FitUntil
 ) -> None:
-    with pytest.raises(KilledError):
-        fit(killed_after(runs.begin(recipe(), [store.path], tmp_path / "run"), 2))
+    fit_until(runs.begin(recipe(), [store.path], tmp_path / "run"), 2)
     resumed = runs.resume(tmp_path / "run", [])
     fit(resumed)
     assert [step for step, _ in parts(resumed)] == list(range(1, 17))
@@ -150,6 +158,29 @@ def test_without_validation_pairs_the_last_epoch_is_the_best(
     assert "no validation" in capsys.readouterr().err
     assert checkpoint.load(run.best)[1]["step"] == 2 * run.streams.steps_per_epoch
     assert not embeddings.path(run.path, "tiny").exists()
+
+
+def test_damaged_row_is_noticed_in_the_first_epoch_unless_checksums_are_not_verified(
+    recipe: Make, coded_store: NewStore, tmp_path: Path
+) -> None:
+    # Rows of more than 32 kB, so that each is a chunk with a checksum of its own.
+    store = coded_store(tmp_path / "tiny.zarr", num_views=0, shape=(2, 6000))
+    short = {"epochs": 1, "objectives": {"infonce": {"kind": "infonce"}}, "targets": {}}
+    damaged = runs.begin(recipe(short), [store.path], tmp_path / "damaged")
+    stream, drawn = damaged.streams.draw(0)
+    assert stream.kind == "image-text"
+    row = int(drawn.rows["image"][-1])
+    shard, offset = divmod(row, 32)
+    path = store.path / f"image/eyes/patch_embeddings/c/{shard}/0/0"  # type: ignore[operator]
+    content = bytearray(path.read_bytes())
+    content[offset * (2 * 6000 * 4 + 4) + 1000] ^= 1
+    path.write_bytes(content)
+    message = rf"{path}: .*shard {shard}, row {row} .*'image-{row:03}'.*`pipeline repair {store.path}`"
+    with pytest.raises(StoreError, match=message):
+        fit(damaged)
+    unverified = runs.begin(recipe({**short, "verify_every_epochs": 0}), [store.path], tmp_path / "unverified")
+    fit(unverified)
+    assert unverified.record["finished"]
 
 
 def test_loss_that_is_not_finite_stops_with_the_part_and_the_step(

@@ -1,25 +1,29 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from torch import Tensor, nn
 
 from contract.errors import ConfigError, DataError, StoreError
 from contract.store import TargetStore
-from trainer.batch import Batch
+from trainer.batch import Batch, Tokens
+from trainer.device import Device
+from trainer.embed import embed
 from trainer.recipes import Recipe
 from trainer.resolve import resolve
 from trainer.streams import Streams
 
 Make = Callable[..., Recipe]
 NewStore = Callable[..., TargetStore]
+Rows = npt.NDArray[np.int64]
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -28,18 +32,28 @@ def same(first: Batch, second: Batch) -> bool:
     )
 
 
-def drawn(streams: Streams, steps: range) -> list[tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-    """(kind, anchors, partners) of each step, as `Streams.load` draws them."""
-    seen = []
+def drawn(streams: Streams, steps: range) -> list[tuple[str, Rows, Rows]]:
+    """(kind, anchors, partners) of each step."""
+    found = [streams.draw(step) for step in steps]
+    return [(stream.kind, what.rows[stream.pair[0]], what.rows[stream.pair[1]]) for stream, what in found]
 
-    def record(stream: Any) -> Any:
-        return lambda anchors, partners: seen.append((stream.kind, anchors, partners))
 
-    for stream in streams.streams:
-        object.__setattr__(stream, "load", record(stream))
-    for step in steps:
-        streams.load(step)
-    return seen
+def load(streams: Streams, step: int) -> Batch:
+    return streams.read(step).to("cpu")
+
+
+def of_rank(streams: Streams, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Streams:
+    return Streams(
+        streams.streams, streams.stores, batch_size, streams.seed, rank=rank, num_ranks=num_ranks, verify_every=0
+    )
+
+
+def rows_and_views(values: Tensor) -> tuple[Rows, Rows]:
+    """What the values of `coded_store` say of where they came from, int64 [n] each."""
+    codes = values.flatten(1)
+    assert (codes == codes[:, :1]).all()
+    rows, views = np.divmod(codes[:, 0].numpy().astype(np.int64), 10)
+    return rows, views
 
 
 def test_auto_streams_are_every_pair_kind_with_images_in_alternation(recipe: Make, store: TargetStore) -> None:
@@ -89,46 +103,156 @@ def test_only_training_rows_in_the_wanted_languages_that_are_not_quarantined(
 
 def test_batch_depends_on_seed_and_step_alone(recipe: Make, store: TargetStore) -> None:
     streams = resolve(recipe(), [store])
-    later = [streams.load(step) for step in (7, 3)]
+    later = [load(streams, step) for step in (7, 3)]
     again = resolve(recipe(), [store])
-    assert same(again.load(3), later[1])
-    assert same(again.load(7), later[0])
+    from_the_start = [load(again, step) for step in range(8)]
+    assert same(from_the_start[3], later[1])
+    assert same(from_the_start[7], later[0])
     other = resolve(recipe({"seed": 1}), [store])
-    assert not same(other.load(3), later[1])
-
-
-def test_prefetched_batches_are_the_loaded_ones_and_the_thread_ends(recipe: Make, store: TargetStore) -> None:
-    streams = resolve(recipe(), [store])
-    for step, batch in zip(range(2, 9), streams.prefetched(2, 9), strict=True):
-        assert same(batch, streams.load(step))
-    unfinished = streams.prefetched(0, 1000)
-    next(unfinished)
-    unfinished.close()  # type: ignore[attr-defined]
-    assert "prefetch" not in {thread.name for thread in threading.enumerate()}
-
-
-def test_error_of_the_reading_thread_reaches_the_trainer(recipe: Make, tmp_path: Path, new_store: NewStore) -> None:
-    streams = resolve(recipe(), [new_store(tmp_path / "tiny.zarr")])
-    for file in tmp_path.glob("tiny.zarr/image/teacher/patch_embeddings/c/*/*/*"):
-        file.write_bytes(b"")
-    with pytest.raises(StoreError):
-        list(streams.prefetched(0, 4))
+    assert not same(load(other, 3), later[1])
 
 
 def test_sequences_are_cut_to_the_longest_of_the_batch(recipe: Make, store: TargetStore) -> None:
-    batch = resolve(recipe({"batch_size": 2}), [store])
+    streams = resolve(recipe({"batch_size": 2}), [store])
     for step in range(20):
-        tokens = batch.load(step).inputs[batch.load(step).pair[1]]
+        batch = load(streams, step)
+        tokens = batch.inputs[batch.pair[1]]
         assert tokens.length is not None
         assert tokens.values.shape[1] == tokens.length.max()
 
 
 def test_targets_are_the_anchors(recipe: Make, store: TargetStore) -> None:
     streams = resolve(recipe(), [store])
-    stream = streams.streams[0]
-    anchors, partners = stream.rows((0, 0), 0, 8)
-    batch = stream.load(anchors, partners)
-    np.testing.assert_array_equal(batch.targets["logits"], store.load("image/teacher/logits", anchors))
+    ((_, anchors, _),) = drawn(streams, range(1))
+    logits = load(streams, 0).targets["logits"]
+    np.testing.assert_array_equal(logits, store.load("image/teacher/logits", anchors))
+
+
+@pytest.mark.parametrize(("num_ranks", "batch_size"), [(2, 8), (3, 5), (4, 2), (2, 30), (5, 16)])
+def test_ranks_share_out_the_batches_of_one_rank(
+    recipe: Make, store: TargetStore, num_ranks: int, batch_size: int
+) -> None:
+    streams = resolve(recipe(), [store])  # 47 anchors of either kind: less than one batch of 2 x 30 or 5 x 16
+    alone = of_rank(streams, num_ranks * batch_size)
+    ranks = [of_rank(streams, batch_size, rank, num_ranks) for rank in range(num_ranks)]
+    assert {each.steps_per_epoch for each in ranks} == {alone.steps_per_epoch}
+    for step in range(3 * alone.steps_per_epoch):
+        (whole,) = drawn(alone, range(step, step + 1))
+        parts = [drawn(each, range(step, step + 1))[0] for each in ranks]
+        assert {kind for kind, _, _ in parts} == {whole[0]}
+        for place in (1, 2):
+            assert np.array_equal(np.concatenate([part[place] for part in parts]), whole[place])
+        sizes = [len(part[1]) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+        assert sum(sizes) == len(set(whole[1].tolist())) == min(47, num_ranks * batch_size)
+
+
+def test_step_reads_another_view_of_a_row_in_another_epoch(
+    recipe: Make, tmp_path: Path, coded_store: NewStore
+) -> None:
+    streams = resolve(recipe({"batch_size": 47}), [coded_store(tmp_path / "coded.zarr")])
+    seen: dict[tuple[str, int], list[int]] = {}
+    for step in range(2 * 60):
+        batch = load(streams, step)
+        for modality in {"image", "audio"} & set(batch.pair):
+            for row, view in np.stack(rows_and_views(batch.inputs[modality].values)).T.tolist():
+                seen.setdefault((modality, row), []).append(view)
+    counts = {key: Counter(views) for key, views in seen.items()}
+    assert len(counts) == 2 * 48
+    for (modality, _), views in counts.items():
+        assert set(views) == {1, 2, 3}
+        # 60 sounds and 120 images: no view is rarer than a fifth of what is to be expected.
+        assert min(views.values()) > (8 if modality == "image" else 4)
+
+
+def test_rows_views_and_values_are_those_drawn_and_targets_are_of_the_view_shown(
+    recipe: Make, tmp_path: Path, coded_store: NewStore
+) -> None:
+    streams = resolve(recipe(), [coded_store(tmp_path / "coded.zarr")])
+    for step in range(3 * streams.steps_per_epoch):
+        stream, what = streams.draw(step)
+        batch = load(streams, step)
+        for modality in stream.pair:
+            rows, views = rows_and_views(batch.inputs[modality].values)
+            assert np.array_equal(rows, what.rows[modality])
+            assert np.array_equal(views, np.broadcast_to(what.views[modality], len(rows)))
+        shown = rows_and_views(batch.inputs["image"].values)
+        np.testing.assert_array_equal(rows_and_views(batch.targets["logits"]), shown)
+        assert set(shown[1].tolist()) <= {1, 2, 3}
+        if stream.kind == "image-text":
+            assert what.views["text"] == 0
+
+
+def test_views_and_partners_are_drawn_independently(recipe: Make, tmp_path: Path, coded_store: NewStore) -> None:
+    store = coded_store(tmp_path / "coded.zarr")
+    streams = resolve(recipe({"batch_size": 48, "streams": [{"pair": "image-audio"}]}), [store])
+    together: Counter[tuple[int, int]] = Counter()
+    for step in range(100):
+        _, what = streams.draw(step)
+        image, audio = (np.asarray(what.views[modality]).tolist() for modality in ("image", "audio"))
+        together.update(zip(image, audio, strict=True))
+    assert len(together) == 9
+    assert max(together.values()) < 1.3 * min(together.values())
+
+
+def test_evaluation_views_are_read_on_request(recipe: Make, tmp_path: Path, coded_store: NewStore) -> None:
+    streams = resolve(recipe({"views": "evaluation"}), [coded_store(tmp_path / "coded.zarr")])
+    for step in range(streams.steps_per_epoch):
+        batch = load(streams, step)
+        for values in (*(tokens.values for tokens in batch.inputs.values()), *batch.targets.values()):
+            assert set(rows_and_views(values)[1].tolist()) == {0}
+
+
+class FirstValue(nn.Module):
+    """A student whose embedding of an item is its first token's first value."""
+
+    def forward(self, inputs: dict[str, Tokens]) -> dict[str, Tensor]:
+        return {f"{modality}/embedding": tokens.values[:, 0, :1] for modality, tokens in inputs.items()}
+
+
+def test_validation_standardisation_and_embeddings_are_of_the_evaluation_view(
+    recipe: Make, tmp_path: Path, coded_store: NewStore
+) -> None:
+    store = coded_store(tmp_path / "coded.zarr")
+    streams = resolve(recipe(), [store])
+    ((_, inputs),) = streams.stores
+    rows = np.array([70, 5, 61])
+    embeddings = embed(FirstValue(), store, "image", inputs["image"], rows, Device(name="cpu", precision="float32"))
+    np.testing.assert_array_equal(embeddings[:, 0], 10 * rows)
+    for modality in ("image", "audio"):
+        assert set(rows_and_views(streams.sample(modality, 40).values)[1].tolist()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"num_target_views": 0}, "num_views: 0, not 3"),
+        ({"num_target_views": 2}, "num_views: 2, not 3"),
+        ({"target_seed": 1}, r"augmentation\.seed: 1, not 0"),
+    ],
+)
+def test_target_of_other_views_than_the_student_is_shown_is_refused(
+    recipe: Make, tmp_path: Path, coded_store: NewStore, changes: dict[str, int], difference: str
+) -> None:
+    store = coded_store(tmp_path / "coded.zarr", **changes)
+    with pytest.raises(ConfigError, match=rf"targets\.logits: .*not of the same views.*{difference}"):
+        resolve(recipe(), [store])
+    batch = load(resolve(recipe({"views": "evaluation"}), [store]), 0)
+    shown = rows_and_views(batch.inputs["image"].values)
+    np.testing.assert_array_equal(rows_and_views(batch.targets["logits"]), shown)
+
+
+def test_checksums_are_verified_in_the_first_epoch_and_in_every_so_manieth(
+    recipe: Make, store: TargetStore
+) -> None:
+    def epochs(every: int) -> list[int]:
+        streams = resolve(recipe({"verify_every_epochs": every}), [store])
+        steps = range(7 * streams.steps_per_epoch)
+        return sorted({step // streams.steps_per_epoch for step in steps if streams.draw(step)[1].check})
+
+    assert epochs(3) == [0, 3, 6]
+    assert epochs(10) == [0]
+    assert epochs(0) == []
 
 
 def test_weights_share_out_the_steps(recipe: Make, store: TargetStore) -> None:

@@ -30,7 +30,7 @@ from pipeline.sources.scenes import Scenes
 from pipeline.sources.scenes.describe import LANGUAGES, describe
 from pipeline.sources.scenes.draw import draw
 from pipeline.sources.scenes.sound import SAMPLE_RATE, sound
-from pipeline.sources.scenes.world import Sample
+from pipeline.sources.scenes.world import CLASSES, Sample
 
 VERSION = 1
 """Of the generator: raised whenever the same seed would give other bytes."""
@@ -73,6 +73,7 @@ def manifest(dataset: str, entries: list[dict[str, Any]], folder: Path) -> Manif
     text["split"] = [entries[caption["row"]]["split"] for caption in captions]
     caption_rows = np.array([caption["row"] for caption in captions], dtype=np.int64)
     return Manifest(
+        num_classes=len(CLASSES),
         dataset=dataset,
         protocol="scenes",
         media_root=str(folder.resolve()),
