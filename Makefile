@@ -1,6 +1,8 @@
 # make demo   set up, then precompute, train and evaluate on the embedded default
 # make test   set up, then run the tests
 # make check  format, lint, types, import rules and tests: what a commit must pass
+# make bench  the store against its floor and its peers (half an hour, 10 GB of disk)
+# make soak   a fault campaign: writers killed, files altered (half an hour)
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +10,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check clean
+.PHONY: help demo test lint check bench soak clean
 
 help:
 	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +35,13 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 check: lint test
+
+bench: $(VENV)/.dev
+	$(UV) --requirement benchmarks/requirements-store.txt
+	$(BIN)/python benchmarks/store.py
+
+soak: $(VENV)/.dev
+	$(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""What `benchmarks/store.py` measures, a module for each part."""
