@@ -72,7 +72,7 @@ def storage(path: StorePath) -> Storage:
     """The storage at a path or a URL such as s3://bucket/coco.zarr."""
     if not is_url(path):
         if Path(path).parts[:1] and Path(path).parts[0].endswith(":"):
-            raise StoreError(f"{path}: a URL has two slashes after its colon, and is given as a string")
+            raise StoreError(f"{path}: that is no path; a store may have a URL, with two slashes, a run may not")
         return Folder(Path(path))
     return Web(str(path)) if str(path).startswith(("http://", "https://")) else Remote(str(path))
 

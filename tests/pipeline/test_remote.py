@@ -1,20 +1,16 @@
-"""The four programs with a store at s3://: computed, shown, damaged, repaired, trained from and evaluated."""
+"""The programs with a store at s3://: computed, shown, damaged, repaired, trained from and evaluated."""
 
 from __future__ import annotations
 
+import functools
 import importlib
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
-
-from contract.storage import lock
 
 Run = Callable[..., tuple[str, str]]
 
@@ -111,17 +107,29 @@ def test_store_at_a_url_is_written_shown_verified_and_repaired(
     assert content(url, s3) == content(local)
 
 
+@pytest.fixture
+def served(local: Path) -> Iterator[str]:
+    """The URL of the local store on a web server."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(local.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/{local.name}"
+        server.shutdown()
+        thread.join()
+
+
 def test_training_from_a_url_equals_training_from_the_disk_and_is_resumed(
-    bucket: str, run: Run, local: Path, tmp_path: Path, s3
+    bucket: str, served: str, run: Run, local: Path, tmp_path: Path, s3
 ) -> None:
     url = f"{bucket}/few.zarr"
     s3.client().put(str(local), url, recursive=True)
-    settings = ["--set", "epochs=1", "--set", "batch_size=16"]
-    run("trainer", "run", "--store", url, "--run", "remote", *settings)
-    run("trainer", "run", "--store", str(local), "--run", "local", *settings)
-    remote, beside = (run("eval", "retrieval", "--run", name)[0].splitlines() for name in ("remote", "local"))
-    assert "text-to-image" in remote[3]
-    assert remote[2:9] == beside[2:9]
+    figures = {}
+    for name, store in {"remote": url, "web": served, "local": str(local)}.items():
+        run("trainer", "run", "--store", store, "--run", name, "--set", "epochs=1", "--set", "batch_size=16")
+        figures[name] = run("eval", "retrieval", "--run", name)[0].splitlines()[2:9]
+    assert "text-to-image" in figures["local"][1]
+    assert figures["remote"] == figures["web"] == figures["local"]
 
     record = tmp_path / "remote/run.json"
     assert f'"path": "{url}"' in record.read_text()
@@ -139,27 +147,3 @@ def test_recipe_may_name_the_url(bucket: str, run: Run, local: Path, tmp_path: P
     (tmp_path / "recipe.yaml").write_text(recipe.replace("streams: auto", stream))
     run("trainer", "run", "--config", "recipe.yaml", "--run", "run", "--set", "epochs=1")
     assert f'"path": "{url}"' in (tmp_path / "run/run.json").read_text()
-
-
-def test_killed_runs_lock_is_taken_over_and_its_work_continued(
-    bucket: str, run: Run, precompute: list[str], local: Path, tmp_path: Path, s3, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url = f"{bucket}/few.zarr"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *precompute, *LOCAL, "--store", url],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not s3.client().find(f"{url}/precept/commits") and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    refused = run("pipeline", *precompute, *LOCAL, "--store", url, fails=True)[1].splitlines()[-1]
-    assert refused.startswith(f"error: {url}: another run is writing to it (process {process.pid} of ")
-    monkeypatch.setattr(lock, "STALE_S", 1.0)
-    time.sleep(2.1)
-    run("pipeline", *precompute, *LOCAL, "--store", url)
-    assert content(url, s3) == content(local)

@@ -282,7 +282,7 @@ def test_store_in_memory(sample, whole: Path, monkeypatch: pytest.MonkeyPatch, t
 def test_file_url_is_a_path(whole: Path) -> None:
     assert store_path(f"file://{whole}") == whole
     assert store_path("s3://bucket/a.zarr/") == "s3://bucket/a.zarr"
-    with pytest.raises(StoreError, match="a URL has two slashes"):
+    with pytest.raises(StoreError, match=r"^s3:/bucket/a.zarr: that is no path"):
         TargetStore.open(Path("s3://bucket/a.zarr"))
 
 
