@@ -190,21 +190,25 @@ def pipeline_kills(work: Path, num_kills: int, rng: random.Random) -> dict[str, 
     encoders["encoders"].pop("text")
     (work / "encoders.yaml").write_text(json.dumps(encoders))
 
-    def command(name: str) -> list[str]:
-        arguments = ["--dataset=scenes.yaml", "--config=encoders.yaml", "--data-root=scenes", "--views=1"]
-        return [sys.executable, "-m", "pipeline", "precompute", *arguments, f"--store={name}", "--engine=local"]
+    arguments = ["--dataset=../scenes.yaml", "--config=../encoders.yaml", "--data-root=../scenes", "--views=1"]
+    command = [sys.executable, "-m", "pipeline", "precompute", *arguments, "--store=scenes.zarr", "--engine=local"]
 
-    quiet = {"cwd": work, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run(command("whole-scenes.zarr"), check=True, **quiet)
-    started = time.monotonic()
-    subprocess.run(command("timed-scenes.zarr"), check=True, **quiet)
-    full_s = time.monotonic() - started
-    whole = content(work / "whole-scenes.zarr")
+    def begun(name: str) -> subprocess.Popen[bytes]:
+        # In a folder of its own, since the command line, which the store keeps, must be the same.
+        (work / name).mkdir(exist_ok=True)
+        return subprocess.Popen(command, cwd=work / name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    for name in ("whole", "timed"):
+        started = time.monotonic()
+        if begun(name).wait():
+            raise WrongError("pipeline precompute failed")
+        full_s = time.monotonic() - started
+    whole = content(work / "whole/scenes.zarr")
     done, stores = 0, 0
     while done < num_kills:
-        shutil.rmtree(work / "killed-scenes.zarr", ignore_errors=True)
+        shutil.rmtree(work / "killed", ignore_errors=True)
         while True:
-            process = subprocess.Popen(command("killed-scenes.zarr"), **quiet)
+            process = begun("killed")
             try:
                 if process.wait(timeout=rng.uniform(full_s / 4, full_s)):
                     raise WrongError("pipeline precompute failed when it was started again")
@@ -214,7 +218,7 @@ def pipeline_kills(work: Path, num_kills: int, rng: random.Random) -> dict[str, 
                 process.wait()
                 done += 1
         stores += 1
-        require_equal(content(work / "killed-scenes.zarr"), whole, work / "killed-scenes.zarr")
+        require_equal(content(work / "killed/scenes.zarr"), whole, work / "killed/scenes.zarr")
     print(f"{done} kills of pipeline precompute, {stores} stores finished byte-identical")
     return {"kills": done, "stores": stores}
 
@@ -289,7 +293,7 @@ def repair(path: Path) -> None:
 
 
 def content(path: Path) -> dict[str, bytes]:
-    """Every file of a store; a command line, which names the store, taken out."""
+    """Every file of a store."""
     return {
         str(file.relative_to(path)): file.read_bytes()
         for file in sorted(path.rglob("*"))

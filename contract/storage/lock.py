@@ -6,7 +6,8 @@ A writer puts a file of its own in place and then lists. If it finds itself alon
 its file away again; of two that start at once and see each other, the later one goes and the earlier one waits for
 that. So two never hold it, as long as a listing shows what was written before it, which S3, GCS and Azure promise.
 Nothing rests on conditional writes: fsspec's `mode="create"` is one request with If-None-Match in s3fs 2025.7 and
-later, an unconditional write before that and over http, and two steps (look, then write) elsewhere.
+later, an unconditional write in s3fs 2024.6 and over http, and two steps (look, then write) where a client has
+nothing of its own.
 
 How long a writer has been silent is told by the server's clock, which dates the newcomer's file too.
 """

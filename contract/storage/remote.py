@@ -69,17 +69,14 @@ class Remote:
     def read_all(self, prefix: str) -> dict[str, bytes]:
         """The content of every object under `prefix`; those that have not changed since are not read again."""
         found = self._find(prefix)
-        changed = [
-            key
-            for key, known in found.items()
-            if not known.version or self._contents.get(key, ("",))[0] != known.version
-        ]
+        read = {key: self._contents.get(key, ("", b"")) for key in found}
+        contents = {key: content for key, (version, content) in read.items() if version == found[key].version != ""}
+        changed = [key for key in found if key not in contents]
         for key, content in zip(changed, self._at_once(self._read_if_there, changed), strict=True):
-            if content is None:  # removed since it was listed
-                del found[key]
-            else:
+            if content is not None:  # else it was removed since it was listed
+                contents[key] = content
                 self._contents[key] = (found[key].version, content)
-        return {key: self._contents[key][1] for key in sorted(found)}
+        return dict(sorted(contents.items()))
 
     def sizes(self, keys: list[str]) -> list[int]:
         """One listing of what the keys have in common."""
@@ -128,8 +125,9 @@ class Remote:
 
     def distrust(self, prefix: str) -> None:
         """Remove them from the cache."""
-        for key in [key for key in self._names if key.startswith(prefix)]:
-            self._cache.remove(self._names.pop(key))
+        for key, name in list(self._names.items()):
+            if key.startswith(prefix):
+                self._cache.remove(name)
 
     def zarr(self) -> Any:
         """The same place, as zarr-python sees it."""
@@ -150,8 +148,9 @@ class Remote:
         """Every file under `prefix` but locks."""
         found = {key: known for key, known in self._found(prefix).items() if not key.startswith(lock.WRITERS)}
         within = f"{prefix}/" if prefix else ""
-        for key in [key for key in self._objects if key.startswith(within) and key not in found]:
-            self._forget(key)
+        for key in list(self._objects):  # other threads add to them
+            if key.startswith(within) and key not in found:
+                self._forget(key)
         self._objects |= found
         return found
 

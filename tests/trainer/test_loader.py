@@ -260,7 +260,7 @@ def test_memory_stays_flat_over_an_epoch_of_a_store_that_is_larger_than_the_buff
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     num_steps, spread_mb, growth_mb = map(float, found.split())
     assert num_steps == 62
-    # A batch of 16 images of 302 kB is 4.8 MB stored and 9.7 MB decoded; there are four slots, and the allocator keeps
-    # freed batches for each thread that made one.
+    # A batch of 16 images of 302 kB is 4.8 MB stored and 9.7 MB decoded; there are four slots, and the allocator
+    # keeps freed batches for each thread that made one.
     assert spread_mb < 60
     assert growth_mb < 90
