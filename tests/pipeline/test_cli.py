@@ -89,14 +89,14 @@ def test_show_tells_fields_and_provenance(project) -> None:
 
 
 def test_clipped_values_are_counted(project) -> None:
-    # Scales are measured on 256 views; here all that these are of is black.
+    # Scales of sequences are measured on 256 views; here all that these are of is black.
     project.describe(range(300))
     sampled = np.linspace(0, 299, 256).astype(int)
     for number in range(300):
         grey = 0 if number in sampled else 255
         Image.new("L", (16, 16), grey).convert("RGB").save(project.data / f"images/{number}.png")
-    out = project.precompute("--set", "encoders.image.teacher.encodings.features.kind=int8")
-    assert "image/teacher/features: " in out
+    out = project.precompute("--set", "encoders.image.teacher.encodings.patch_embeddings.kind=int8")
+    assert "image/teacher/patch_embeddings: " in out
     assert "values lay beyond what was calibrated, and were clipped" in out
     assert "values clipped" in project.call("show", "stores/tiny.zarr").out
 
