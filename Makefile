@@ -1,8 +1,8 @@
 # make demo   set up, then precompute, train and evaluate on the embedded default
 # make test   set up, then run the tests
 # make check  format, lint, types, import rules and tests: what a commit must pass
-# make bench  the store against its floor and its peers (half an hour, 10 GB of disk)
-# make soak   a fault campaign: writers killed, files altered (half an hour)
+# make bench  the store against its floor and its peers (a quarter of an hour, 11 GB of disk)
+# make soak   a fault campaign: writers killed, files altered (ten minutes)
 
 PYTHON ?= python3
 VENV := .venv

@@ -82,19 +82,22 @@ def make(
     return tasks
 
 
-def check_disk_space(tasks: list[Task], store_path: StorePath) -> None:
-    """Raise `StoreError` unless the disk has room for what is missing; nothing is known of a remote one."""
-    if is_url(store_path):
+def require_room(path: StorePath, needed_bytes: int) -> None:
+    """Raise `StoreError` unless the disk has room for so much; nothing is known of a remote one."""
+    if is_url(path):
         return
-    needed = sum(task.missing_bytes for task in tasks)
-    path = Path(store_path)
-    existing = next(folder for folder in [path, *path.absolute().parents] if folder.exists())
+    existing = next(folder for folder in [Path(path), *Path(path).absolute().parents] if folder.exists())
     free = shutil.disk_usage(existing).free
-    if needed and needed + SPARE_BYTES > free:
+    if needed_bytes and needed_bytes + SPARE_BYTES > free:
         raise StoreError(
-            f"{store_path}: {gigabytes(needed)} are to be written and {gigabytes(free)} are free; "
-            "free some space, or give a --store on another disk"
+            f"{path}: {gigabytes(needed_bytes)} are to be written and {gigabytes(free)} are free; "
+            "free some space, or write to another disk"
         )
+
+
+def check_disk_space(tasks: list[Task], store_path: StorePath) -> None:
+    """Raise `StoreError` unless the disk has room for what is missing."""
+    require_room(store_path, sum(task.missing_bytes for task in tasks))
 
 
 def table(tasks: list[Task], store_path: StorePath) -> str:

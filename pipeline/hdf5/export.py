@@ -22,7 +22,7 @@ from contract.manifest import ITEMS
 from contract.schema import Field
 from contract.store import TargetStore
 from pipeline.hdf5 import layout
-from pipeline.plan import gigabytes
+from pipeline.plan import gigabytes, require_room
 
 
 def export(store: TargetStore, path: Path) -> str:
@@ -34,7 +34,7 @@ def export(store: TargetStore, path: Path) -> str:
         for key, fieldset in store.fieldsets.items()
         for field in fieldset.fields
     }
-    layout.require_room(path, sum(sizes.values()))
+    require_room(path, sum(sizes.values()))
     partial = path.with_name(f"{path.name}{PARTIAL}")
     try:
         with tqdm(total=sum(sizes.values()), desc=path.name, unit="B", unit_scale=True, mininterval=0.5) as bar:

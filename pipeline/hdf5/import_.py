@@ -26,6 +26,7 @@ from pipeline.hdf5 import contents as files
 from pipeline.hdf5 import fields, items, layout
 from pipeline.hdf5.contents import Array, Contents
 from pipeline.hdf5.fields import Source
+from pipeline.plan import require_room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,7 @@ def _prepared(store_path: StorePath, manifest: Manifest, fieldsets: Sequence[Fie
             if store.holds(fieldset):
                 num_rows = sum(_num_missing(store, fieldset.key))
         needed_bytes += num_rows * fieldset.row_bytes
-    layout.require_room(store_path, needed_bytes)
+    require_room(store_path, needed_bytes)
     store = store or TargetStore.create(store_path, manifest)
     for fieldset in fieldsets:
         store.add(fieldset)
