@@ -5,12 +5,14 @@ a student, can share. A view is a frozen dataclass whose fields are stored with 
 `load(item)` raises `UndecodableError` for an input that is to be quarantined.
 
 Images and sounds also have `load_views(item, augmentation, seed, num_views)`, which adds random views, each a pure
-function of seed, item and number, and `replay(item, parameters)`, which makes them again from what was drawn.
+function of seed, item and number, and `replay(item, parameters)`, which makes them again from what was drawn. An
+ensemble's `JointView` has a tuple of arrays for each.
 """
 
 from contract.views.audio import AudioAugmentation, AudioView
 from contract.views.image import ImageAugmentation, ImageView
 from contract.views.item import Item, UndecodableError
+from contract.views.joint import JointView
 from contract.views.text import TextView
 
 __all__ = [
@@ -19,10 +21,11 @@ __all__ = [
     "ImageAugmentation",
     "ImageView",
     "Item",
+    "JointView",
     "TextView",
     "UndecodableError",
     "View",
 ]
 
 # A new view is a file beside this one and one name here.
-View = ImageView | TextView | AudioView
+View = ImageView | TextView | AudioView | JointView

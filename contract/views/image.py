@@ -11,10 +11,12 @@ import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageOps
 
 from contract.errors import ConfigError
-from contract.views.augmentation import generator
+from contract.views.augmentation import drawn
+from contract.views.image_file import MAX_PIXELS, decode
 from contract.views.item import Item, UndecodableError
 
 CropMode = Literal["center", "squash"]
+Rounding = Literal["nearest", "down"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
 NUM_TRIES = 10
@@ -93,7 +95,8 @@ class ImageView:
     """A crop of `height` x `width` out of an image resized to `1 / crop_pct` of that.
 
     The same arithmetic as timm's and torchvision's evaluation transforms on PIL images, pixel for pixel:
-    `center` keeps the aspect ratio and cuts out the middle, `squash` does not keep it.
+    `center` keeps the aspect ratio and cuts out the middle, `squash` does not keep it. A middle that lies half a
+    pixel off is rounded to the nearest, or down, as transformers does.
     """
 
     height: int
@@ -101,10 +104,11 @@ class ImageView:
     crop_pct: float = 1.0
     crop_mode: CropMode = "center"
     interpolation: Interpolation = "bicubic"
+    rounding: Rounding = "nearest"
 
     def load(self, item: Item) -> npt.NDArray[np.uint8]:
         """Return the view, uint8 [height, width, 3], RGB."""
-        return self._evaluation(_decode(item))
+        return self._evaluation(decode(item))
 
     def load_views(
         self, item: Item, augmentation: ImageAugmentation, seed: int, num_views: int
@@ -113,18 +117,17 @@ class ImageView:
 
         Each view is uint8 [height, width, 3]; the parameters are float32 [1 + num_views, 8], the first row zeros.
         """
-        image = _decode(item)
-        parameters = np.zeros((1 + num_views, len(augmentation.PARAMETERS)), np.float32)
-        for view in range(1, 1 + num_views):
-            parameters[view] = augmentation.draw(generator(seed, item.id, view), *image.size)
-        return [self._render(image, row) for row in parameters], parameters
+        image = decode(item)
+        parameters = drawn(augmentation, seed, item.id, num_views, *image.size)
+        return [self.render(image, row) for row in parameters], parameters
 
     def replay(self, item: Item, parameters: npt.NDArray[np.float32]) -> list[npt.NDArray[np.uint8]]:
         """Return the views, uint8 [height, width, 3], that have these parameters, float32 [n, 8]."""
-        image = _decode(item)
-        return [self._render(image, row) for row in parameters]
+        image = decode(item)
+        return [self.render(image, row) for row in parameters]
 
-    def _render(self, image: Image.Image, row: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    def render(self, image: Image.Image, row: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        """Return the view of a decoded image, uint8 [height, width, 3], that has these parameters, float32 [8]."""
         if not row.any():
             return self._evaluation(image)
         top, left, height, width, flip, brightness, contrast, saturation = row.tolist()
@@ -144,9 +147,15 @@ class ImageView:
         return np.asarray(view)
 
     def _evaluation(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        resized = image.resize(self._resized(*image.size), self._resampling)
-        left = round((resized.width - self.width) / 2.0)
-        top = round((resized.height - self.height) / 2.0)
+        width, height = self._resized(*image.size)
+        if width * height > MAX_PIXELS:
+            raise UndecodableError(
+                f"{image.width} x {image.height} pixels are too long a shape: {width} x {height} when resized"
+            )
+        resized = image.resize((width, height), self._resampling)
+        middle = round if self.rounding == "nearest" else math.floor
+        left = middle((resized.width - self.width) / 2.0)
+        top = middle((resized.height - self.height) / 2.0)
         return np.asarray(resized.crop((left, top, left + self.width, top + self.height)))
 
     @property
@@ -166,15 +175,3 @@ class ImageView:
         # timm's ResizeKeepRatio, for models whose input is not square.
         ratio = min(height / target_height, width / target_width)
         return round(width / ratio), round(height / ratio)
-
-
-def _decode(item: Item) -> Image.Image:
-    """The whole image, RGB, upright."""
-    try:
-        with Image.open(item.file) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
-    except FileNotFoundError as error:
-        raise UndecodableError("the file is missing") from error
-    except Exception as error:
-        # What a broken file raises in PIL has no common parent: OSError, SyntaxError, struct.error and more.
-        raise UndecodableError(f"not a readable image: {error}".replace(str(item.file), item.file.name)) from error
