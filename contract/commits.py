@@ -32,7 +32,8 @@ class Commit:
     `fingerprint` is the FieldSet's, `items` that of the `rows` manifest rows it holds, `constants` the digests of
     the fields' constants; `files` maps a stored array to the size and the digest of its shard file. `clipped`
     counts, by field, values that the encoding moved to the nearest it can hold; `error` is what the encoding costs
-    on a sample of the rows.
+    on a sample of the rows. `batch_size` is how many views went through the encoder at a time where memory ran out
+    on the FieldSet's own, 0 elsewhere.
     """
 
     fingerprint: str
@@ -43,6 +44,7 @@ class Commit:
     quarantined: tuple[Quarantined, ...] = ()
     clipped: Mapping[str, int] = field(default_factory=dict)
     error: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    batch_size: int = 0
 
     def dump(self) -> bytes:
         """As the content of a file."""

@@ -110,11 +110,20 @@ def find(folder: str, name_or_path: str) -> Path:
 def _yaml(text: str, source: str) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.events import AliasEvent
 
     try:
+        # Nine lines of aliases to one another stand for gigabytes.
+        for event in YAML(typ="safe", pure=True).parse(text) if "*" in text else ():
+            if isinstance(event, AliasEvent):
+                raise ConfigError(
+                    f"{source}: line {event.start_mark.line + 1}: no aliases; write out *{event.anchor}"
+                )
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # ValueError for 31 February, or a number of thousands of digits
         raise ConfigError(f"{source}: not YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: its lists or keys are nested too deeply") from error
 
 
 def _put(tree: Tree, override: str) -> None:

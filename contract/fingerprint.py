@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 NUM_DIGITS = 16
@@ -16,6 +17,11 @@ def of_tree(tree: object) -> str:
 
 def of_bytes(*chunks: bytes | memoryview) -> str:
     """Fingerprint of the chunks, one after the other."""
+    return of_stream(chunks)
+
+
+def of_stream(chunks: Iterable[bytes | memoryview]) -> str:
+    """The same of chunks that are made as they are needed."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)

@@ -82,6 +82,7 @@ class Ledger:
         values: Mapping[str, Array],
         quarantined: Sequence[Quarantined],
         error: Mapping[str, Mapping[str, float]],
+        batch_size: int = 0,
     ) -> None:
         """Write the values of the rows that were not there before growth: the files, then the commit record."""
         fieldset, rows = self._fieldset, self.rows(manifest, shard)
@@ -106,6 +107,7 @@ class Ledger:
             quarantined=tuple(quarantined),
             clipped=dict(sorted(clipped.items())),
             error=(old.error if old else {}) or error,
+            batch_size=batch_size,
         )
         self._files.write(commits.place(fieldset.key, shard), commit.dump())
         self._arrays.forget(shard)

@@ -2,7 +2,7 @@
 
     manifest/
       manifest.json            dataset, protocol, media root, segments with their checksums, fingerprint
-      items.<modality>.arrow   id, file, text, label, language, split, size_bytes: row i is item i
+      items.<modality>.arrow   one column for each name in `ITEMS`: row i is item i
       pairs.<a>-<b>.arrow      two columns of row numbers, one row per pair
       items.<modality>.1.arrow and so on: what was added later, a segment each time; rows are never moved
 
@@ -18,14 +18,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from contract import fingerprint, growth, records, tables
+from contract import fingerprint, growth, records, repeats, tables
 from contract.errors import DataError
+from contract.files import Content, checksum
 from contract.tables import (
     ITEMS,
     NO_LABEL,
@@ -62,10 +62,11 @@ class Manifest:
     """Items per modality and the pair table; immutable.
 
     `items` maps a modality to a table with the schema `ITEMS`; `pairs` maps a pair kind such as "image-text" to
-    a table of two int64 columns, named after the modalities, that hold row numbers. `media_root` is where the
-    files lie; it is not part of the fingerprint, since moving a dataset changes nothing in it. `num_classes` is the
-    number of classes that labels are numbers of, 0 without labels. `segments` says in how many pieces, and of
-    how many rows, each table came to be.
+    a table of two int64 columns, named after the modalities, that hold row numbers. An item is a `text`, or a
+    `file`, or a `part` of one (see contract/parts); of a sound, the `length_ms` milliseconds from `start_ms` on.
+    `media_root` is where the files lie; it is not part of the fingerprint, since moving a dataset changes nothing
+    in it. `num_classes` is the number of classes that labels are numbers of, 0 without labels. `segments` says in
+    how many pieces, and of how many rows, each table came to be.
     """
 
     dataset: str
@@ -110,7 +111,7 @@ class Manifest:
     def column(self, modality: str, name: str, rows: Sequence[int] | Rows | None = None) -> list[Any]:
         """One column's values, of all rows or of those asked for."""
         values = self.items[modality].column(name)
-        return list((values if rows is None else values.take(pa.array(rows, pa.int64()))).to_pylist())
+        return list((values if rows is None else tables.take(values, rows)).to_pylist())
 
     def ids(self, modality: str) -> npt.NDArray[np.str_]:
         """The ids, unicode [n]."""
@@ -177,26 +178,18 @@ class Manifest:
 
     def check(self) -> None:
         """Raise `DataError` for what no dataset may be: empty, ids that repeat, pairs that point nowhere."""
+        if "_was_checked" in self.__dict__:  # half a minute for a hundred million rows, which can't change
+            return
         if not any(table.num_rows for table in self.items.values()):
             raise DataError(f"dataset {self.dataset}: its manifest is empty: no item of any modality")
         for modality, table in self.items.items():
-            if not table.schema.equals(ITEMS):
-                raise DataError(f"dataset {self.dataset}: {modality} items have columns {table.schema.names}")
-            for name in ITEMS.names:
-                if table.column(name).null_count:
-                    raise DataError(f"dataset {self.dataset}: {modality} items without a {name}")
-            counts = table.column("id").value_counts()
-            repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-            if len(repeated):
-                raise DataError(
-                    f"dataset {self.dataset}: {len(repeated)} {modality} ids stand there more than once, such as "
-                    f"{repeated[0]['values'].as_py()!r}; ids must be unique"
-                )
+            self._check_items(modality, table)
         for kind, table in self.pairs.items():
             for modality in table.column_names:
-                rows = table.column(modality).to_numpy()
-                if len(rows) and not (rows.min() >= 0 and rows.max() < self.num_rows(modality)):
+                bounds = pc.min_max(table.column(modality)).as_py()
+                if table.num_rows and not 0 <= bounds["min"] <= bounds["max"] < self.num_rows(modality):
                     raise DataError(f"dataset {self.dataset}: {kind} pairs name {modality} rows that don't exist")
+        self.__dict__["_was_checked"] = True
 
     def described_as(self, newer: Manifest) -> Manifest:
         """The same items and pairs, with what `newer` says about them and of the place their files lie in."""
@@ -236,21 +229,21 @@ class Manifest:
         """The first row of each segment of a modality's items."""
         return [0, *np.cumsum(self._segments(f"items.{modality}")).tolist()[:-1]]
 
-    def files(self, written: Segments | None = None) -> dict[str, bytes]:
+    def files(self, written: Segments | None = None) -> dict[str, bytes | Content]:
         """File name -> content: the segments of every table, and manifest.json, which makes them a manifest.
 
         Segments that are `written` already are only described.
         """
-        files: dict[str, bytes] = {}
+        files: dict[str, bytes | Content] = {}
         described: dict[str, list[Mapping[str, int]]] = {}
         for name, table in self._tables().items():
             described[name] = list((written or {}).get(name, []))
             start = 0
             for number, size in enumerate(self._segments(name)):
                 if number >= len(described[name]):
-                    content = tables.dump(table.slice(start, size))
+                    content = tables.TableFile(table.slice(start, size))
                     files[tables.segment_file(name, number)] = content
-                    described[name].append({"rows": size, "crc32c": google_crc32c.value(content)})
+                    described[name].append({"rows": size, "crc32c": content.crc32c})
                 start += size
             assert start == table.num_rows, f"{name}: {start} rows in segments, {table.num_rows} in the table"
         description = {
@@ -297,8 +290,31 @@ class Manifest:
             file
             for name, segments in Manifest.segments_written(description).items()
             for file, one in ((tables.segment_file(name, n), one) for n, one in enumerate(segments))
-            if tables.file_checksum(find, file, one["crc32c"]) != one["crc32c"]
+            if _checksum(find, file, one["crc32c"]) != one["crc32c"]
         ]
+
+    def _check_items(self, modality: str, table: pa.Table) -> None:
+        where = f"dataset {self.dataset}: {modality} items"
+        if not table.schema.equals(ITEMS):
+            raise DataError(f"{where} have columns {table.schema.names}")
+        for name in ITEMS.names:
+            if table.column(name).null_count:
+                raise DataError(f"{where} without a {name}")
+        unknown = sorted(set(self.splits(modality)) - set(SPLITS))
+        if unknown:
+            raise DataError(f"{where} are of split {unknown[0]!r}; splits are {', '.join(SPLITS)}")
+        largest = pc.max(table.column("label")).as_py()
+        if table.num_rows and self.num_classes and largest >= self.num_classes:
+            raise DataError(f"{where} have the label {largest}, where there are {self.num_classes} classes")
+        outside = _outside(table.column("file"))
+        if outside is not None:
+            raise DataError(f"{where} lie outside the data root, such as {outside!r}; a file is named from there")
+        repeated = repeats.repeated_strings(table.column("id"))
+        if repeated is not None:
+            raise DataError(
+                f"dataset {self.dataset}: {repeated.number:,} {modality} ids stand there more than once, such as "
+                f"{repeated.example!r}; ids must be unique"
+            )
 
     def _tables(self) -> dict[str, pa.Table]:
         items = {f"items.{name}": table for name, table in self.items.items()}
@@ -315,8 +331,26 @@ class Manifest:
         return np.stack([table.column(first).to_numpy(), table.column(second).to_numpy()], axis=1)
 
 
+def _checksum(find: Callable[[str, int], Path], name: str, expected: int) -> int | None:
+    try:
+        return checksum(find(name, expected))
+    except OSError:
+        return None
+
+
 def _counts(values: pa.ChunkedArray) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in values.value_counts().to_pylist()}
+
+
+def _outside(files: pa.ChunkedArray) -> str | None:
+    """The first path that does not stay in the folder that it starts from."""
+    for block in tables.blocks(files):
+        # Two plain searches cost a tenth of the pattern, which most paths never need.
+        doubtful = block.filter(pc.or_(pc.starts_with(block, "/"), pc.match_substring(block, "..")))
+        found = doubtful.filter(pc.match_substring_regex(doubtful, r"^/|(^|/)\.\.(/|$)"))
+        if len(found):
+            return str(found[0])
+    return None
 
 
 def _join(left: Rows, right: Rows) -> Rows:

@@ -34,7 +34,7 @@ from contract import config, hierarchy, kept, records
 from contract.arrays import FieldSetArrays, Shard, Which, constant_files
 from contract.commits import COMMITS, Quarantined
 from contract.errors import ConfigError, DataError, StoreError
-from contract.files import PARTIAL
+from contract.files import PARTIAL, Content
 from contract.kept import advice
 from contract.ledger import Ledger
 from contract.manifest import Manifest, Rows, Segments
@@ -43,7 +43,7 @@ from contract.schema import Field, FieldSet, difference
 from contract.shard import Array, DamagedShardError
 from contract.storage import Storage, StorePath, storage
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "precept/manifest/"
 DESCRIPTION = f"{MANIFEST}manifest.json"
 GATES = "precept/gates/"
@@ -225,6 +225,8 @@ class TargetStore:
         values: Mapping[str, Array],
         quarantined: Sequence[Quarantined] = (),
         error: Mapping[str, Mapping[str, float]] | None = None,
+        *,
+        batch_size: int = 0,
     ) -> None:
         """Write every field of one shard, then its commit record.
 
@@ -232,7 +234,7 @@ class TargetStore:
         [rows, ...], or [rows, views, ...] for a FieldSet with views. Values that the encoding can't hold are an
         error that counts them by field and names a sample, and nothing is written.
         """
-        self._ledgers[key].write(self.manifest, shard, values, quarantined, error or {})
+        self._ledgers[key].write(self.manifest, shard, values, quarantined, error or {}, batch_size)
 
     def discard(self, key: str, shard: int) -> None:
         """Remove a shard's commit record: it is missing from now on."""
@@ -347,6 +349,11 @@ class TargetStore:
         means = {name: {f: float(np.mean(v)) for f, v in values.items()} for name, values in figures.items()}
         return means, dict(clipped)
 
+    def halved(self, key: str) -> dict[int, int]:
+        """The shards on which memory ran out, and how many views then went through the encoder at a time."""
+        found = self._ledgers[key].commits(self.manifest)
+        return {shard: commit.batch_size for shard, commit in found.items() if commit.batch_size}
+
     def gate(self, key: str) -> dict[str, Any] | None:
         """The figure that the teacher was let through with, as `write_gate` wrote it; None if it was not scored."""
         content = _read(self.files, _gate_key(key))
@@ -383,7 +390,7 @@ class TargetStore:
         """Write down what the dataset gained, and where its files lie now; whether there was anything to write."""
         before, written = self.manifest, Manifest.segments_written(self.files.read(DESCRIPTION))
         self.adopt(manifest)
-        contents: dict[str, bytes] = {}
+        contents: dict[str, bytes | Content] = {}
         for modality in self.manifest.modalities:
             if modality not in before.items:
                 contents |= {f"{modality}/zarr.json": hierarchy.of_store({}, [modality])[f"{modality}/zarr.json"]}
@@ -481,7 +488,7 @@ def _finder(files: Storage) -> Callable[[str, int], Path]:
     return lambda name, checksum: files.local(f"{MANIFEST}{name}", str(checksum))
 
 
-def _manifest_files(manifest: Manifest, written: Segments | None = None) -> dict[str, bytes]:
+def _manifest_files(manifest: Manifest, written: Segments | None = None) -> dict[str, bytes | Content]:
     return {f"{MANIFEST}{name}": content for name, content in manifest.files(written).items()}
 
 

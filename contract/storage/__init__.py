@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from contract.errors import StoreError
+from contract.files import Content
 from contract.storage.folder import Folder
 from contract.storage.remote import Remote
 from contract.storage.web import Web
@@ -37,6 +38,9 @@ class Storage(Protocol):
     def read_all(self, prefix: str) -> dict[str, bytes]:
         """The content of every small file under `prefix`, by key."""
 
+    def checksum(self, key: str) -> int:
+        """The crc32c of a file of any size, as it lies there; FileNotFoundError without one."""
+
     def sizes(self, keys: list[str]) -> list[int]:
         """The files' sizes in bytes, -1 for those that are not there."""
 
@@ -48,6 +52,12 @@ class Storage(Protocol):
 
     def write(self, key: str, *parts: Any) -> None:
         """Make `parts`, one after the other, the file's content in one step."""
+
+    def write_large(self, key: str, content: Content) -> None:
+        """The same of what is written piece by piece, and not held in memory."""
+
+    def copy(self, source: str, key: str) -> None:
+        """Make the content of another file of the place this one's, in one step."""
 
     def delete(self, key: str) -> None:
         """Remove the file; nothing happens if it is not there."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from contract.errors import StoreError
-from contract.files import PARTIAL, replace_file
+from contract.files import BLOCK_BYTES, PARTIAL, Content, checksum, replace_file, replacing
 
 # A map holds a file open, and Linux allows a process 65,530 maps. A store like COCO's is some thousands of them.
 MOST_MAPS = 16384
@@ -41,6 +42,10 @@ class Folder:
                 found[key] = self.read(key)
         return found
 
+    def checksum(self, key: str) -> int:
+        """One reading of it."""
+        return checksum(self.path / key)
+
     def sizes(self, keys: list[str]) -> list[int]:
         """One look at each."""
         return [_size(self.path / key) for key in keys]
@@ -60,9 +65,17 @@ class Folder:
 
     def write(self, key: str, *parts: Any) -> None:
         """A temporary name, a flush to the disk, and one rename."""
-        path = self.path / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, *parts)
+        replace_file(self._made(key), *parts)
+
+    def write_large(self, key: str, content: Content) -> None:
+        """The same way."""
+        with replacing(self._made(key)) as file:
+            content.write(file)
+
+    def copy(self, source: str, key: str) -> None:
+        """The same way."""
+        with (self.path / source).open("rb") as content, replacing(self._made(key)) as file:
+            shutil.copyfileobj(content, file, BLOCK_BYTES)
 
     def delete(self, key: str) -> None:
         """Remove the file."""
@@ -90,6 +103,12 @@ class Folder:
             except BlockingIOError:
                 raise StoreError(f"{self.path}: another run is writing to it; wait for it, or stop it") from None
             yield
+
+    def _made(self, key: str) -> Path:
+        """The path of a file, in a folder that is there."""
+        path = self.path / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
 
 def _most_maps() -> int:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import inspect
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from contract import fingerprint
 from contract.errors import MissingExtraError, StoreError, UserError
+from contract.files import PARTIAL, Content, checksum
 from contract.storage import lock
 from contract.storage.cache import Cache
 from contract.storage.folder import Folder
@@ -78,6 +80,13 @@ class Remote:
                 self._contents[key] = (found[key].version, content)
         return dict(sorted(contents.items()))
 
+    def checksum(self, key: str) -> int:
+        """One download, past the cache."""
+        with tempfile.TemporaryDirectory(prefix="precept-") as folder:
+            path = Path(folder) / "object"
+            self._fetch(key, path)
+            return checksum(path)
+
     def sizes(self, keys: list[str]) -> list[int]:
         """One listing of what the keys have in common."""
         found = self._find(os.path.commonpath(keys)) if keys else {}
@@ -95,14 +104,21 @@ class Remote:
     def write(self, key: str, *parts: Any) -> None:
         """One upload."""
         content = b"".join(memoryview(part).cast("B") for part in parts)
-        self._forget(key)
-        with self._translated(key):
-            try:
-                self._files.pipe_file(self._place(key), content)
-            except FileNotFoundError as error:
-                _require_bucket(self.path, error)
-                raise StoreError(f"{self.locate(key)}: can't be written: {_reason(error)}") from error
-        self._forget(key)
+        with self._written(key):
+            self._files.pipe_file(self._place(key), content)
+
+    def write_large(self, key: str, content: Content) -> None:
+        """An upload, in parts where the server takes them, of a file that is made here first."""
+        with tempfile.NamedTemporaryFile(prefix="precept-", suffix=PARTIAL) as file:
+            content.write(cast(IO[bytes], file))
+            file.flush()
+            with self._written(key):
+                self._files.put_file(file.name, self._place(key))
+
+    def copy(self, source: str, key: str) -> None:
+        """The server copies it."""
+        with self._written(key):
+            self._files.cp_file(self._place(source), self._place(key))
 
     def delete(self, key: str) -> None:
         """Remove the object."""
@@ -226,6 +242,18 @@ class Remote:
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), *_client(self.path))
         return self._opened
+
+    @contextmanager
+    def _written(self, key: str) -> Iterator[None]:
+        """While an object is put in place."""
+        self._forget(key)
+        with self._translated(key):
+            try:
+                yield
+            except FileNotFoundError as error:
+                _require_bucket(self.path, error)
+                raise StoreError(f"{self.locate(key)}: can't be written: {_reason(error)}") from error
+        self._forget(key)
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from contract.errors import DataError
 from contract.manifest import ITEMS, MODALITIES, NO_LABEL, SPLITS, Manifest, items_table, pairs_table
+from contract.tables import EMPTY
 from pipeline.hdf5 import layout
 from pipeline.hdf5.contents import Contents
 
@@ -59,23 +60,23 @@ def _column(contents: Contents, modality: str, name: str) -> pa.ChunkedArray:
     if contents.dataset(target).ndim != 1:
         raise contents.refusal(target, "one value for each item")
     if not pa.types.is_string(type_):
-        return _numbers(contents, target, type_)
+        return _numbers(contents, target, type_, EMPTY[name])
     column = pa.chunked_array(_strings(contents, target, with_numbers=name == "id"), pa.string())
     if name == "split":
         _check_splits(contents, target, column)
     return column
 
 
-def _numbers(contents: Contents, target: str, type_: pa.DataType) -> pa.ChunkedArray:
+def _numbers(contents: Contents, target: str, type_: pa.DataType, empty: int) -> pa.ChunkedArray:
     dataset, limits = contents.dataset(target), np.iinfo(type_.to_pandas_dtype())
     if dataset.dtype.kind not in "iu":
         raise contents.refusal(target, "whole numbers")
     values = contents.read(target, range(len(dataset)))
-    outside = np.flatnonzero((values < NO_LABEL) | (values > limits.max))
+    outside = np.flatnonzero((values < empty) | (values > limits.max))
     if len(outside):
         raise DataError(
             f"{contents.path}: {contents.said(target)} is {values[outside[0]]} in row {outside[0]}; expected 0 to "
-            f"{limits.max}, or {NO_LABEL} for none"
+            f"{limits.max}" + (f", or {empty} for none" if empty < 0 else "")
         )
     return pa.chunked_array([values.astype(limits.dtype)], type_)
 

@@ -100,6 +100,31 @@ def test_override_that_makes_no_sense_is_refused(tmp_path: Path, override: str) 
     error_of(tmp_path, "name: a\npart: {kind: narrow}\n", override)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", r"c\.yaml: line 2: no aliases; write out \*a"),
+        ("a: &a {x: 1}\nb:\n  <<: *a\n", "line 3: no aliases"),
+        ("a: &a [*a]", "line 1: no aliases"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("a: " + "9" * 6000, "not YAML: Exceeds the limit"),
+        ("a: 2020-02-31", "not YAML: day is out of range"),
+        ("a: !!python/object/apply:os.system [ls]", "not YAML: could not determine a constructor"),
+    ],
+)
+def test_yaml_that_could_do_harm_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=expected):
+        config.read_tree(path)
+
+
+def test_asterisk_in_a_text_is_no_alias(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("a: 2 * 3\nb: '*x'\n")
+    assert config.read_tree(path) == {"a": "2 * 3", "b": "*x"}
+
+
 def test_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.yaml: can't be read"):
         config.load(tmp_path / "nothing.yaml", Settings)

@@ -1,6 +1,9 @@
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import IO
 
+import google_crc32c
 import pytest
 
 from contract import kept
@@ -112,7 +115,7 @@ def test_lost_list_of_checksums_is_made_again_by_the_next_writer(files: Folder) 
     kept.keep(files, {"more": b"more"})
     assert list(kept.faults(files)) == []
     files.write("zarr.json", b"damaged")
-    assert [fault.content for fault in kept.faults(files)] == [b"{}"]
+    assert [fault.right for fault in kept.faults(files)] == [f"{kept.COPIES}zarr.json"]
 
 
 def test_lost_list_and_a_damaged_file_are_not_written_over(files: Folder) -> None:
@@ -134,3 +137,28 @@ def test_dropped_files_leave_nothing(files: Folder, contents, tmp_path: Path) ->
 
 def test_place_where_nothing_is_kept_has_no_fault(tmp_path: Path) -> None:
     assert list(kept.faults(Folder(tmp_path / "nothing"))) == []
+
+
+@dataclass(frozen=True)
+class Large:
+    """A content that is written piece by piece."""
+
+    size_bytes: int
+
+    @property
+    def crc32c(self) -> int:
+        return int(google_crc32c.value(bytes(self.size_bytes)))
+
+    def write(self, file: IO[bytes]) -> None:
+        for _ in range(self.size_bytes):
+            file.write(bytes(1))
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_what_is_written_piece_by_piece_is_kept_and_mended_like_the_rest(files: Folder, which: int) -> None:
+    kept.keep(files, {"large": Large(999)})
+    assert list(kept.faults(files)) == []
+    place = places("large")[which]
+    files.write(place, b"damaged")
+    assert kept.mend(files) == ([place], [])
+    assert files.read("large") == bytes(999)

@@ -1,3 +1,4 @@
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from contract.errors import DataError
-from contract.manifest import ITEMS, Manifest, items_table, pairs_table
+from contract.manifest import ITEMS, Manifest, Segments, items_table, pairs_table
 from contract.records import DamagedRecordError
 
 
@@ -41,6 +42,17 @@ def scenes(num_images: int = 4, split_of_last: str = "test") -> Manifest:
     )
 
 
+def contents(manifest: Manifest, written: Segments | None = None) -> dict[str, bytes]:
+    """The content of every file."""
+    found = {}
+    for name, content in manifest.files(written).items():
+        file = io.BytesIO(content if isinstance(content, bytes) else b"")
+        if not isinstance(content, bytes):
+            content.write(file)
+        found[name] = file.getvalue()
+    return found
+
+
 def write(path: Path, files: dict[str, bytes]) -> Callable[[str, int], Path]:
     for name, content in files.items():
         (path / name).write_bytes(content)
@@ -48,7 +60,7 @@ def write(path: Path, files: dict[str, bytes]) -> Callable[[str, int], Path]:
 
 
 def test_written_manifest_reads_back_equal(tmp_path: Path) -> None:
-    manifest, files = scenes(), scenes().files()
+    manifest, files = scenes(), contents(scenes())
     find = write(tmp_path, files)
     read = Manifest.read(files["manifest.json"], find)
     assert read.fingerprint == manifest.fingerprint
@@ -59,20 +71,20 @@ def test_written_manifest_reads_back_equal(tmp_path: Path) -> None:
 
 
 def test_manifest_that_was_read_is_written_the_same(tmp_path: Path) -> None:
-    files = scenes().files()
+    files = contents(scenes())
     read = Manifest.read(files["manifest.json"], write(tmp_path, files))
-    assert read.files() == files
-    assert replace(read).files() == files  # and its fingerprint made anew
+    assert contents(read) == files
+    assert contents(replace(read)) == files  # and its fingerprint made anew
 
 
 def test_grown_manifest_writes_its_new_segments_alone(tmp_path: Path) -> None:
-    files = scenes(4, "train").files()
+    files = contents(scenes(4, "train"))
     read = Manifest.read(files["manifest.json"], write(tmp_path, files))
     grown = read.grown(scenes(6, "train"))
-    added = grown.files(Manifest.segments_written(files["manifest.json"]))
+    added = contents(grown, Manifest.segments_written(files["manifest.json"]))
     tables = ("items.audio", "items.image", "items.text", "pairs.image-audio", "pairs.image-text")
     assert set(added) == {"manifest.json", *(f"{name}.1.arrow" for name in tables)}
-    assert added == {name: content for name, content in grown.files().items() if name in added}
+    assert added == {name: content for name, content in contents(grown).items() if name in added}
     again = Manifest.read(added["manifest.json"], write(tmp_path, added))
     assert again.items["text"].equals(scenes(6, "train").items["text"])
     assert again.segments["items.text"] == (8, 4)
@@ -80,7 +92,7 @@ def test_grown_manifest_writes_its_new_segments_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["items.text.arrow", "pairs.image-audio.arrow"])
 def test_altered_or_missing_table_is_named(tmp_path: Path, name: str) -> None:
-    files = scenes().files()
+    files = contents(scenes())
     find = write(tmp_path, files)
     content = bytearray(files[name])
     content[len(content) // 2] ^= 1
@@ -98,7 +110,7 @@ def test_damaged_description_is_refused(content: bytes) -> None:
 
 def test_rows_of_a_damaged_table_are_an_error_and_not_a_crash(tmp_path: Path) -> None:
     """An offset that points anywhere would otherwise be followed."""
-    files = scenes().files()
+    files = contents(scenes())
     find, name = write(tmp_path, files), "items.image.arrow"
     offsets = b"".join(n.to_bytes(4, "little") for n in (0, 2, 4, 6, 8))  # of the ids
     assert files[name].count(offsets) == 1
@@ -112,7 +124,7 @@ def test_rows_of_a_damaged_table_are_an_error_and_not_a_crash(tmp_path: Path) ->
 
 def test_no_flipped_bit_of_a_table_is_more_than_an_error(tmp_path: Path) -> None:
     """Where it is not noticed when the table is opened, its rows have another fingerprint, or can't be hashed."""
-    files, name = scenes().files(), "items.text.arrow"
+    files, name = contents(scenes()), "items.text.arrow"
     find, whole = write(tmp_path, files), scenes()
     for place in range(len(files[name])):
         damaged = bytearray(files[name])
@@ -171,13 +183,13 @@ def test_positives_are_found_either_way_and_through_the_image() -> None:
 
 
 def test_selected_splits_keep_their_pairs_and_can_be_written(tmp_path: Path) -> None:
-    files = scenes().files()
+    files = contents(scenes())
     selected = Manifest.read(files["manifest.json"], write(tmp_path, files)).select(["test"])
     assert [selected.num_rows(name) for name in ("image", "text", "audio")] == [1, 2, 1]
     assert selected.positives("image", "text").tolist() == [[0, 0], [0, 1]]
     assert selected.ids("text").tolist() == ["i3#en", "i3#de"]
     assert selected.column("image", "label") == [3]
-    again = selected.files()
+    again = contents(selected)
     assert (
         Manifest.read(again["manifest.json"], write(tmp_path, again)).items["text"].equals(selected.items["text"])
     )
@@ -190,10 +202,30 @@ def test_what_no_dataset_may_be_is_refused() -> None:
     twice = items_table({"id": ["a", "a"], "split": ["train"] * 2})
     with pytest.raises(DataError, match="'a'"):
         replace(manifest, items={"image": twice}, pairs={}).check()
-    with pytest.raises(DataError, match="rows that don't exist"):
-        replace(manifest, pairs=dict([pairs_table("image", "text", [(99, 0)])])).check()
+    for pair in ((99, 0), (0, 99), (-1, 0)):
+        with pytest.raises(DataError, match="rows that don't exist"):
+            replace(manifest, pairs=dict([pairs_table("image", "text", [(0, 0), pair])])).check()
     nothing = pa.table({name: [None] for name in ITEMS.names}, schema=ITEMS)
     with pytest.raises(DataError, match="image items without"):
         replace(manifest, items={"image": nothing}, pairs={}).check()
     with pytest.raises(DataError, match="image items have columns"):
         replace(manifest, items={"image": pa.table({"id": ["a"]})}, pairs={}).check()
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../a.jpg", "a/../../b.jpg", "a/.."])
+def test_files_outside_the_data_root_are_refused(file: str) -> None:
+    table = items_table({"id": ["a", "b"], "split": ["train"] * 2, "file": ["a..b/c...jpg", file]})
+    with pytest.raises(DataError, match=f"outside the data root, such as '{file}'"):
+        replace(scenes(), items={"image": table}, pairs={}).check()
+
+
+def test_label_beyond_the_classes_is_refused() -> None:
+    scenes().check()
+    with pytest.raises(DataError, match="image items have the label 3, where there are 3 classes"):
+        replace(scenes(), num_classes=3).check()
+
+
+def test_unknown_split_is_refused() -> None:
+    table = items_table({"id": ["a", "b"], "split": ["train", "dev"]})
+    with pytest.raises(DataError, match="image items are of split 'dev'; splits are train, val, test"):
+        replace(scenes(), items={"image": table}, pairs={}).check()

@@ -272,8 +272,8 @@ def test_store_whose_manifest_is_gone_is_not_begun_anew(tiny, copy: Path, scenes
 
 def test_store_of_another_format_is_refused(copy: Path) -> None:
     path = copy / "zarr.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
-    with pytest.raises(StoreError, match="store format 3, this version of Precept reads format 2"):
+    path.write_text(path.read_text().replace('"format": 3', '"format": 2'))
+    with pytest.raises(StoreError, match="store format 2, this version of Precept reads format 3"):
         TargetStore.open(copy)
 
 

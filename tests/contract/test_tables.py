@@ -1,23 +1,32 @@
+import io
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from contract.tables import (
     ITEMS,
+    ROWS_PER_BATCH,
+    TableFile,
     content_fingerprint,
-    dump,
-    file_checksum,
     items_table,
     open_table,
     pair_kind,
     pairs_table,
+    take,
 )
 
 
 def items(texts: list[str]) -> pa.Table:
     return items_table({"id": [f"{n}" for n in range(len(texts))], "split": ["val"] * len(texts), "text": texts})
+
+
+def dump(table: pa.Table) -> bytes:
+    file = io.BytesIO()
+    TableFile(table).write(file)
+    return file.getvalue()
 
 
 def test_pair_kinds_have_one_spelling() -> None:
@@ -31,6 +40,9 @@ def test_columns_that_are_left_out_hold_nothing() -> None:
     assert row == {
         "id": "0",
         "file": "",
+        "part": "",
+        "start_ms": 0,
+        "length_ms": -1,
         "text": "a",
         "label": -1,
         "language": "",
@@ -48,7 +60,8 @@ def test_content_does_not_depend_on_chunks_or_on_the_place_in_memory() -> None:
 
 def test_content_depends_on_every_value_and_on_the_boundary_between_two() -> None:
     tables = [items(texts) for texts in (["ab", "c"], ["a", "bc"], ["ab", "d"], ["ab", "c", ""], ["", ""], [])]
-    tables.append(tables[0].set_column(3, "label", pa.array([0, -1], pa.int32())))
+    label = ITEMS.get_field_index("label")
+    tables.append(tables[0].set_column(label, "label", pa.array([0, -1], pa.int32())))
     tables.append(tables[0].rename_columns(["name", *ITEMS.names[1:]]))
     assert len({content_fingerprint(table) for table in tables}) == len(tables)
 
@@ -89,9 +102,27 @@ def test_pairs_may_stand_either_way_round(tmp_path: Path) -> None:
         assert open_table(f"pairs.{kind}", [{"rows": 1, "crc32c": 0}], lambda *_: tmp_path / "t").equals(table)
 
 
-def test_checksum_of_a_file_that_is_gone_is_none(tmp_path: Path) -> None:
-    import google_crc32c
+def test_checksum_is_that_of_the_file() -> None:
+    table = items(["a", "schön", ""])
+    assert TableFile(table).crc32c == google_crc32c.value(dump(table))
 
-    (tmp_path / "a").write_bytes(b"abc")
-    assert file_checksum(lambda name, _: tmp_path / name, "a", 0) == google_crc32c.value(b"abc")
-    assert file_checksum(lambda name, _: tmp_path / name, "b", 0) is None
+
+def test_long_table_is_read_back_and_hashed_as_a_short_one(tmp_path: Path) -> None:
+    num_rows = 2 * ROWS_PER_BATCH + 7
+    table = items([str(n % 999) for n in range(num_rows)])
+    pieces = pa.concat_tables([table.slice(start, 9_999) for start in range(0, num_rows, 9_999)])
+    assert dump(pieces) == dump(table)
+    assert content_fingerprint(pieces) == content_fingerprint(table)
+    (tmp_path / "t").write_bytes(dump(table))
+    found = open_table("items.text", [{"rows": num_rows, "crc32c": 0}], lambda *_: tmp_path / "t")
+    assert found.equals(table)
+    assert found.column("id").num_chunks == 3
+
+
+def test_rows_are_taken_in_the_order_asked_for() -> None:
+    table = items([str(n) for n in range(10)])
+    column = pa.concat_tables([table.slice(0, 4), table.slice(4, 0), table.slice(4)]).column("text")
+    assert take(column, [9, 0, 4, 3, 9]).to_pylist() == ["9", "0", "4", "3", "9"]
+    assert take(column, []).to_pylist() == []
+    with pytest.raises(IndexError):
+        take(column, [10])

@@ -55,6 +55,9 @@ def manifest() -> Manifest:
                 {
                     "id": [f"größe-{row}" for row in images],
                     "file": [f"{row}.png" for row in images],
+                    "part": [f"bytes:{row}+9" if row % 2 else "" for row in images],
+                    "start_ms": [row * 1000 for row in images],
+                    "length_ms": [500 if row % 3 else -1 for row in images],
                     "label": [row % 6 for row in images],
                     "split": split,
                     "size_bytes": [row * 2**33 for row in images],
@@ -258,7 +261,7 @@ def test_export_of_an_import_is_the_same_file_again(exported: Path, tmp_path: Pa
     with h5py.File(exported) as first, h5py.File(tmp_path / "again.h5") as second:
         names: list[str] = []
         first.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
-        assert len(names) == 7 + 9 + 1 + 2 + 1 + 7 + 1 + 1 + 1
+        assert len(names) == 10 + 9 + 1 + 2 + 1 + 10 + 1 + 1 + 1
         for name in names:
             assert first[name].dtype == second[name].dtype
             np.testing.assert_array_equal(first[name][:], second[name][:])
@@ -482,6 +485,11 @@ MISTAKES = [
         (*NAMES, "image/label=clip/count"),
         {},
         r"image/label=clip/count is -\d in row \d+; expected 0 to 2147483647, or",
+    ),
+    (
+        (*NAMES, "image/start_ms=clip/count"),
+        {},
+        r"image/start_ms=clip/count is -\d in row \d+; expected 0 to 2147483647$",
     ),
     ((*NAMES, "image/label=clip/feats"), {}, r"expected one value for each item"),
     ((*NAMES, "text/label=captions"), {}, r"expected whole numbers"),

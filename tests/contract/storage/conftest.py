@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import google_crc32c
 import numpy as np
 import pytest
 
@@ -21,6 +22,26 @@ PATCHES = Field(name="patches", shape=(9, 50))
 QUANTISED = Field(name="quantised", shape=(40,), encoding=Int8())
 LOGITS = Field(name="logits", shape=(10,), encoding=Float32())
 FIELDS = {"image/teacher": (PATCHES, QUANTISED, LOGITS), "text/teacher": (LOGITS,)}
+
+
+class Large:
+    """A content that is written piece by piece."""
+
+    content = bytes(range(256)) * 400
+
+    @property
+    def crc32c(self) -> int:
+        return int(google_crc32c.value(self.content))
+
+    def write(self, file: IO[bytes]) -> None:
+        for start in range(0, len(self.content), 1000):
+            file.write(self.content[start : start + 1000])
+
+
+@pytest.fixture
+def large() -> Large:
+    """A content of 100 kB."""
+    return Large()
 
 
 class Sample:

@@ -3,6 +3,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -32,6 +33,33 @@ def test_files_are_found_by_key(tmp_path: Path) -> None:
     assert files.local("zarr.json", "").read_bytes() == files.read("zarr.json") == b"zarr.json"
 
 
+def test_large_file_is_written_copied_and_checked_without_being_held(tmp_path: Path, large) -> None:
+    files = Folder(tmp_path)
+    files.write_large("a/large", large)
+    assert files.read("a/large") == large.content
+    assert files.checksum("a/large") == large.crc32c
+    files.copy("a/large", "b/copy")
+    assert files.read("b/copy") == large.content
+    assert files.keys_under("") == ["a/large", "b/copy"]
+    with pytest.raises(FileNotFoundError):
+        files.checksum("a/none")
+
+
+def test_large_file_that_fails_half_way_leaves_what_was_there(tmp_path: Path) -> None:
+    class Broken:
+        crc32c = 0
+
+        def write(self, file: IO[bytes]) -> None:
+            file.write(b"half")
+            raise OSError("no more")
+
+    files = Folder(tmp_path)
+    files.write("a", b"before")
+    with pytest.raises(OSError, match="no more"):
+        files.write_large("a", Broken())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"before"}
+
+
 def test_file_that_is_removed_while_all_are_read_is_left_out(tmp_path: Path) -> None:
     class Late(Folder):
         def keys_under(self, prefix: str) -> list[str]:
@@ -51,9 +79,11 @@ def test_deleting_what_is_not_there_is_nothing(tmp_path: Path) -> None:
         files.read("a")
 
 
-def test_folder_that_may_not_be_listed_is_an_error_and_not_empty(tmp_path: Path) -> None:
+def test_folder_that_may_not_be_listed_is_an_error_and_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Folder(tmp_path).write("a/b", b"b")
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "a").chmod(0o000)
     is_root = os.geteuid() == 0
     try:

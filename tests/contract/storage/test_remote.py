@@ -221,6 +221,18 @@ def test_damaged_metadata_are_mended_from_their_copies(remote: str, whole: Path,
     assert files(remote) == files(whole)
 
 
+def test_large_object_is_written_copied_and_checked_without_being_held(url: str, large) -> None:
+    files = Remote(url)
+    files.write_large("a/large", large)
+    assert files.read("a/large") == large.content
+    assert files.checksum("a/large") == large.crc32c
+    files.copy("a/large", "b/copy")
+    assert files.checksum("b/copy") == large.crc32c
+    assert files.keys_under("") == ["a/large", "b/copy"]
+    with pytest.raises(FileNotFoundError):
+        files.checksum("a/none")
+
+
 def test_manifest_is_mapped_from_the_cache(remote: str) -> None:
     manifest = TargetStore.open(remote).manifest
     (address,) = {chunk.buffers()[-1].address for chunk in manifest.items["image"].column("id").chunks}
