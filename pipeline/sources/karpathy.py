@@ -9,13 +9,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from posixpath import join
+from typing import TYPE_CHECKING, Any, Literal
 
 from contract.errors import DataError
-from contract.manifest import SPLITS, UNKNOWN_SIZE, Manifest, items_table, pairs_table
+from contract.manifest import SPLITS
+from pipeline.sources.files import first_file, fullest_folder, relative
+from pipeline.sources.samples import Sample, add_samples, caption
+
+if TYPE_CHECKING:
+    from pipeline.building import ManifestBuilder
 
 SPLIT_NAMES = {"restval": "train", **{split: split for split in SPLITS}}
 
@@ -24,114 +30,60 @@ SPLIT_NAMES = {"restval": "train", **{split: split for split in SPLITS}}
 class Karpathy:
     """`annotations` and `images` are the file and folder names that are looked for under the data root, in order.
 
-    `layout` says in words what the root should hold.
+    `layout` says in words what the root should hold. If no photograph is there by its name, they are looked for in
+    the folders `numbered` by the last twelve digits of it, which is what COCO calls those of 2014 in 2017.
     """
 
     kind: Literal["karpathy"] = "karpathy"
     annotations: tuple[str, ...]
     images: tuple[str, ...]
     layout: str
+    numbered: tuple[str, ...] = ()
     language: str = "en"
 
-    def build(self, dataset: str, data_root: Path) -> Manifest:
+    def fill(self, builder: ManifestBuilder, root: Path) -> None:
         """Read the annotation file, find the photographs."""
-        annotations = self._find_annotations(dataset, data_root)
-        entries = [_Entry.read(entry, number, annotations) for number, entry in enumerate(_images(annotations))]
-        folder = self._find_images(dataset, data_root, [entry.file for entry in entries])
-        captions = [
-            (row, number, caption, language)
-            for row, entry in enumerate(entries)
-            for number, (caption, language) in enumerate(entry.captions)
+        annotations = first_file(builder.dataset, root, self.annotations, self.layout)
+        samples = [
+            self._sample(entry, f"{annotations}: images[{number}]")
+            for number, entry in enumerate(_images(annotations))
         ]
-        images = items_table(
-            {
-                "id": [entry.id for entry in entries],
-                "file": [str(folder / entry.file) for entry in entries],
-                "split": [entry.split for entry in entries],
-                "size_bytes": [_size_bytes(data_root / folder / entry.file) for entry in entries],
-            }
-        )
-        texts = items_table(
-            {
-                "id": [f"{entries[row].id}#{number}" for row, number, _, _ in captions],
-                "text": [caption for _, _, caption, _ in captions],
-                "language": [language or self.language for _, _, _, language in captions],
-                "split": [entries[row].split for row, _, _, _ in captions],
-            }
-        )
-        pairs = pairs_table("image", "text", [(row, text) for text, (row, _, _, _) in enumerate(captions)])
-        return Manifest(
-            dataset=dataset,
-            protocol=dataset,
-            items={"image": images, "text": texts},
-            pairs=dict([pairs]),
-            media_root=str(data_root.resolve()),
-        )
+        files = self._find(builder.dataset, root, [sample.file for sample in samples])
+        add_samples(builder, "image", (replace(s, file=file) for s, file in zip(samples, files, strict=True)))
 
-    def _find_annotations(self, dataset: str, data_root: Path) -> Path:
-        found = [data_root / name for name in self.annotations if (data_root / name).is_file()]
-        if found:
-            return found[0]
-        looked = ", ".join(str(data_root / name) for name in self.annotations)
-        raise DataError(
-            f"dataset {dataset} is not on disk: looked for {looked}; give its folder with --data-root DIR, "
-            f"where DIR holds {self.layout}"
-        )
-
-    def _find_images(self, dataset: str, data_root: Path, files: list[PurePosixPath]) -> PurePosixPath:
-        """The folder, relative to the root, that holds the most of the photographs."""
-        counts = {
-            name: sum((data_root / name / file).is_file() for file in files)
-            for name in self.images
-            if (data_root / name).is_dir()
+    def _find(self, dataset: str, root: Path, files: Sequence[str]) -> Iterator[str]:
+        """The files relative to the root."""
+        numbered = {
+            path.name: join(folder, path.name)
+            for folder in self.numbered
+            if (root / folder).is_dir()
+            for path in (root / folder).iterdir()
         }
-        if files and not any(counts.values()):
-            looked = ", ".join(str(data_root / name / files[0]) for name in self.images)
-            raise DataError(
-                f"dataset {dataset}: none of its {len(files):,} photographs is there: looked for {looked}"
-            )
-        return PurePosixPath(max(counts, key=counts.__getitem__, default="."))
+        if numbered and not any((root / folder / file).is_file() for folder in self.images for file in files):
+            return (numbered.get(file[-len("000000391895.jpg") :], file) for file in files)
+        folder = fullest_folder(dataset, root, self.images, files)
+        return (relative(join(folder, file), file) for file in files)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """One photograph of the annotation file."""
-
-    id: str
-    file: PurePosixPath
-    split: str
-    captions: list[tuple[str, str]]
-
-    @classmethod
-    def read(cls, entry: Any, number: int, source: Path) -> _Entry:
+    def _sample(self, entry: Any, place: str) -> Sample:
+        """One photograph of the annotation file; its file is relative to the folder of the photographs."""
         try:
-            file = PurePosixPath(entry.get("filepath") or "", entry["filename"])
+            file = relative(join(entry.get("filepath") or "", entry["filename"]), place)
             split = SPLIT_NAMES[entry["split"]]
-            captions = [
-                (sentence["raw"].strip(), sentence.get("language", "").strip()) for sentence in entry["sentences"]
-            ]
+            sentences = [(sentence["raw"], sentence.get("language", "").strip()) for sentence in entry["sentences"]]
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{source}: images[{number}] is not as it should be ({error!r}): each needs `filename`, a `split` "
+                f"{place} is not as it should be ({error!r}): each needs `filename`, a `split` "
                 f"of {', '.join(SPLIT_NAMES)}, and `sentences`, each with `raw`"
             ) from error
-        if file.is_absolute() or ".." in file.parts:
-            raise DataError(f"{source}: images[{number}]: {file} points out of the data root")
-        return cls(id=str(file.with_suffix("")), file=file, split=split, captions=captions)
+        captions = [caption(text, language or self.language, place) for text, language in sentences]
+        return Sample(id=str(PurePosixPath(file).with_suffix("")), file=file, split=split, captions=captions)
 
 
 def _images(annotations: Path) -> list[Mapping[str, Any]]:
     try:
-        images = json.loads(annotations.read_text(encoding="utf-8"))["images"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        images = json.loads(annotations.read_text(encoding="utf-8-sig"))["images"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{annotations}: not Karpathy's JSON, an object with a list `images`: {error!r}") from error
     if not isinstance(images, list) or not images:
         raise DataError(f"{annotations}: its list `images` is empty")
     return images
-
-
-def _size_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return UNKNOWN_SIZE

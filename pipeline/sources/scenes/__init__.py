@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import NonNegativeInt
 
 if TYPE_CHECKING:
-    from contract.manifest import Manifest
+    from pipeline.building import ManifestBuilder
     from pipeline.sources.scenes.world import Sample
 
 
@@ -30,8 +30,8 @@ class Scenes:
         # Training comes last: more of it leaves the other two splits as they are.
         return sample_world(self.seed, {"test": self.num_test, "val": self.num_val, "train": self.num_train})
 
-    def build(self, dataset: str, data_root: Path) -> Manifest:
-        """Render the scenes into `data_root`, unless they are there already, and describe them."""
-        from pipeline.sources.scenes.render import manifest, render
+    def fill(self, builder: ManifestBuilder, root: Path) -> None:
+        """Render the scenes into `root`, unless they are there already, and describe them."""
+        from pipeline.sources.scenes.render import describe_folder, render
 
-        return manifest(dataset, render(self, data_root), data_root)
+        describe_folder(builder, render(self, root), root)

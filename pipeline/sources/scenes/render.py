@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from contract.errors import DataError
-from contract.manifest import Manifest, items_table, pairs_table
+from pipeline.building import ManifestBuilder
 from pipeline.sources.scenes import Scenes
 from pipeline.sources.scenes.describe import LANGUAGES, describe
 from pipeline.sources.scenes.draw import draw
@@ -57,8 +57,8 @@ def render(config: Scenes, folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def manifest(dataset: str, entries: list[dict[str, Any]], folder: Path) -> Manifest:
-    """Describe a rendered folder: images, their sounds, and captions in every language."""
+def describe_folder(builder: ManifestBuilder, entries: list[dict[str, Any]], folder: Path) -> None:
+    """Add what a rendered folder holds: images, their sounds, and captions in every language."""
     ids = [entry["id"] for entry in entries]
     common = {name: [entry[name] for entry in entries] for name in ("id", "split", "label")}
     rows = np.arange(len(entries))
@@ -72,23 +72,12 @@ def manifest(dataset: str, entries: list[dict[str, Any]], folder: Path) -> Manif
     text = {name: [caption[name] for caption in captions] for name in ("id", "text", "language")}
     text["split"] = [entries[caption["row"]]["split"] for caption in captions]
     caption_rows = np.array([caption["row"] for caption in captions], dtype=np.int64)
-    return Manifest(
-        num_classes=len(CLASSES),
-        dataset=dataset,
-        protocol="scenes",
-        media_root=str(folder.resolve()),
-        items={
-            "image": items_table({**common, "file": images, "size_bytes": _sizes(folder, images)}),
-            "text": items_table(text),
-            "audio": items_table({**common, "file": sounds, "size_bytes": _sizes(folder, sounds)}),
-        },
-        pairs=dict(
-            [
-                pairs_table("image", "text", np.stack([caption_rows, np.arange(len(captions))], axis=1)),
-                pairs_table("image", "audio", np.stack([rows, rows], axis=1)),
-            ]
-        ),
-    )
+    builder.num_classes, builder.protocol = len(CLASSES), "scenes"
+    builder.items("image", **common, file=images, size_bytes=_sizes(folder, images))
+    builder.items("text", **text)
+    builder.items("audio", **common, file=sounds, size_bytes=_sizes(folder, sounds))
+    builder.pairs("image", "text", np.stack([caption_rows, np.arange(len(captions))], axis=1))
+    builder.pairs("image", "audio", np.stack([rows, rows], axis=1))
 
 
 def _reuse(index: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:

@@ -4,9 +4,10 @@
     python -m pipeline.sources.scenes.train_teacher [--folder DIR] --further
 
 The first trains from scratch, the second goes on from the weights in the folder, with other scenes. Both see
-freshly drawn scenes only, mirrored at random; none has the description of a validation or test scene. Both write
-`teacher.safetensors` (float16) and `teacher.json` (model arguments, classes, accuracy, how it was made). One
-thread, one seed: the same machine and versions give the same weights.
+freshly drawn scenes only, mirrored at random; none has the description of a validation or test scene. Both write a
+folder in timm's own format: `model.safetensors` (float16) and `config.json` (architecture and its arguments,
+preprocessing, classes, and under keys of our own the accuracy and how it was made). One thread, one seed: the same
+machine and versions give the same weights.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -42,9 +43,15 @@ MODEL_ARGS: dict[str, Any] = {
     "num_heads": 4,
     "num_classes": len(CLASSES),
 }
-MEAN = STD = (0.5, 0.5, 0.5)
-FOLDER = Path(__file__).parent
-FILE = "teacher.safetensors"
+PREPROCESSING: dict[str, Any] = {
+    "input_size": (3, SIDE, SIDE),
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+}
+FOLDER = Path(__file__).parent / "teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +127,14 @@ def normalise(images: NDArray[np.uint8]) -> Tensor:
 
 def load_teacher(folder: Path = FOLDER) -> nn.Module:
     """Open the teacher that lies in a folder, in float32 and evaluation mode."""
-    description = json.loads((folder / "teacher.json").read_text())
-    model: nn.Module = timm.create_model(description["model"], **description["model_args"])
-    weights = {name: tensor.float() for name, tensor in load_file(folder / FILE).items()}
-    model.load_state_dict(weights, strict=True)
+    model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
     return model.eval()
+
+
+def save(model: nn.Module, folder: Path, made: Mapping[str, Any]) -> None:
+    """Write the teacher in float16; `made` says how good it is and how it was made."""
+    about = {"label_names": CLASSES, "pretrained_cfg": {"tag": "scenes"}, **made}
+    save_for_hf(model.half(), folder, model_config=about, safe_serialization=True, data_config=PREPROCESSING)
 
 
 def _draw_many(
@@ -150,34 +160,24 @@ def main() -> None:
     torch.set_num_threads(1)
     training = FURTHER if options.further else FROM_SCRATCH
     model = load_teacher(folder) if options.further else create(training.seed)
-    before = json.loads((folder / "teacher.json").read_text())["training"] if options.further else []
+    before = json.loads((folder / "config.json").read_text())["training"] if options.further else []
     held_out = [sample for sample in Scenes().samples() if sample.split != "train"]
     began = time.monotonic()
     train(model, training, {sample.scene.description for sample in held_out})
     minutes = round((time.monotonic() - began) / 60, 1)
     measured: dict[str, float] = {}
-    description = {
-        "model": MODEL,
-        "model_args": MODEL_ARGS,
-        "mean": MEAN,
-        "std": STD,
-        "classes": CLASSES,
+    made = {
         "accuracy": measured,
         "training": [*before, asdict(training) | {"threads": 1, "minutes": minutes}],
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()},
-        folder / FILE,
-    )
-    (folder / "teacher.json").write_text(json.dumps(description))
+    save(model, folder, made)
     written = load_teacher(folder)
     for split in ("val", "test"):
         scenes = [sample.scene for sample in held_out if sample.split == split]
         measured[split] = accuracy(written, scenes)
         print(f"{split}: top-1 {measured[split]:.1%} of {len(scenes)} scenes")
-    (folder / "teacher.json").write_text(json.dumps(description, indent=2) + "\n")
+    save(model, folder, made)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import soundfile
 from PIL import Image
 
 from contract.errors import DataError
+from pipeline.building import build
 from pipeline.sources.scenes import Scenes
 from pipeline.sources.scenes.draw import draw
 
@@ -22,24 +23,24 @@ SMALL = Scenes(num_train=24, num_val=6, num_test=10)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes") / "data"
-    SMALL.build("scenes", folder)
+    build(SMALL, "scenes", folder)
     return folder
 
 
 def test_same_seed_same_bytes(folder: Path, tmp_path: Path) -> None:
-    SMALL.build("scenes", tmp_path)
+    build(SMALL, "scenes", tmp_path)
     assert _contents(tmp_path) == _contents(folder)
 
 
 def test_other_seed_other_bytes(folder: Path, tmp_path: Path) -> None:
-    Scenes(seed=1, num_train=24, num_val=6, num_test=10).build("scenes", tmp_path)
+    build(Scenes(seed=1, num_train=24, num_val=6, num_test=10), "scenes", tmp_path)
     ours, others = _contents(folder), _contents(tmp_path)
     assert ours.keys() == others.keys()
     assert all(ours[name] != others[name] for name in ours)
 
 
 def test_manifest_pairs_images_with_their_captions_and_sounds(folder: Path) -> None:
-    manifest = SMALL.build("scenes", folder)
+    manifest = build(SMALL, "scenes", folder)
     manifest.check()
     assert (manifest.dataset, manifest.protocol, manifest.media_root) == ("scenes", "scenes", str(folder))
     assert manifest.splits("image") == manifest.splits("audio") == {"train": 24, "val": 6, "test": 10}
@@ -55,7 +56,7 @@ def test_manifest_pairs_images_with_their_captions_and_sounds(folder: Path) -> N
 
 
 def test_files_are_what_the_manifest_says(folder: Path) -> None:
-    manifest = SMALL.build("scenes", folder)
+    manifest = build(SMALL, "scenes", folder)
     scenes = {sample.id: sample.scene for sample in SMALL.samples()}
     for id_, file, label in zip(
         manifest.ids("image"), manifest.column("image", "file"), manifest.column("image", "label"), strict=True
@@ -72,14 +73,14 @@ def test_files_are_what_the_manifest_says(folder: Path) -> None:
 
 def test_finished_folder_is_not_written_again(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert SMALL.build("scenes", folder).fingerprint == SMALL.build("scenes", folder).fingerprint
+    assert build(SMALL, "scenes", folder).fingerprint == build(SMALL, "scenes", folder).fingerprint
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_killed_rendering_is_completed_by_the_same_command(tmp_path: Path) -> None:
     config = "Scenes(num_train=300, num_val=6, num_test=10)"
     code = "from pathlib import Path; from pipeline.sources.scenes import Scenes; "
-    code += f"{config}.build('scenes', Path({str(tmp_path / 'killed')!r}))"
+    code += f"from pipeline.building import build; build({config}, 'scenes', Path({str(tmp_path / 'killed')!r}))"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
         while len(list(tmp_path.glob("killed/sounds/*.flac"))) < 5:
             assert process.poll() is None
@@ -87,8 +88,8 @@ def test_killed_rendering_is_completed_by_the_same_command(tmp_path: Path) -> No
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "killed" / "scenes.json").exists()
     scenes = Scenes(num_train=300, num_val=6, num_test=10)
-    scenes.build("scenes", tmp_path / "killed")
-    scenes.build("scenes", tmp_path / "whole")
+    build(scenes, "scenes", tmp_path / "killed")
+    build(scenes, "scenes", tmp_path / "whole")
     assert _contents(tmp_path / "killed") == _contents(tmp_path / "whole")
 
 
@@ -101,34 +102,34 @@ def test_killed_rendering_is_completed_by_the_same_command(tmp_path: Path) -> No
 )
 def test_folder_with_other_parameters_is_refused(folder: Path, other: Scenes, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        other.build("scenes", folder)
+        build(other, "scenes", folder)
 
 
 def test_folder_of_another_generator_version_is_refused(folder: Path, tmp_path: Path) -> None:
     found = json.loads((folder / "scenes.json").read_text())
     (tmp_path / "scenes.json").write_text(json.dumps(found | {"version": 0}))
     with pytest.raises(DataError, match="version 0, asked for version 1"):
-        SMALL.build("scenes", tmp_path)
+        build(SMALL, "scenes", tmp_path)
 
 
 def test_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(DataError, match="other files"):
-        SMALL.build("scenes", tmp_path)
+        build(SMALL, "scenes", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_damaged_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "scenes.json").write_text('{"seed": 0')
     with pytest.raises(DataError, match="damaged"):
-        SMALL.build("scenes", tmp_path)
+        build(SMALL, "scenes", tmp_path)
 
 
 def test_deleted_image_is_named(tmp_path: Path) -> None:
-    SMALL.build("scenes", tmp_path)
+    build(SMALL, "scenes", tmp_path)
     (tmp_path / "images" / "val-000003.png").unlink()
     with pytest.raises(DataError, match=r"val-000003\.png"):
-        SMALL.build("scenes", tmp_path)
+        build(SMALL, "scenes", tmp_path)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

@@ -1,37 +1,57 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
-import pipeline.sources.scenes
+from contract.views import ImageView
+from encoders import TimmImage
 from pipeline.sources.scenes import Scenes
+from pipeline.sources.scenes.draw import SIDE, draw
 from pipeline.sources.scenes.train_teacher import (
-    FILE,
+    FOLDER,
     MODEL,
     MODEL_ARGS,
+    PREPROCESSING,
     Training,
     accuracy,
     create,
     load_teacher,
+    normalise,
     train,
 )
 from pipeline.sources.scenes.world import CLASSES
 
-FOLDER = Path(pipeline.sources.scenes.__file__).parent
-DESCRIPTION = json.loads((FOLDER / "teacher.json").read_text())
+DESCRIPTION = json.loads((FOLDER / "config.json").read_text())
 LEAST_ACCURACY = 0.9
 
 
 def test_weights_are_small_enough_for_the_repository() -> None:
-    assert (FOLDER / FILE).stat().st_size < 3_000_000
+    assert (FOLDER / "model.safetensors").stat().st_size < 3_000_000
 
 
 def test_description_is_of_the_model_that_the_script_makes() -> None:
-    assert (DESCRIPTION["model"], DESCRIPTION["model_args"]) == (MODEL, MODEL_ARGS)
-    assert tuple(DESCRIPTION["classes"]) == CLASSES
+    assert DESCRIPTION["architecture"] == MODEL
+    assert DESCRIPTION["model_args"].items() >= (MODEL_ARGS | {"img_size": [SIDE, SIDE]}).items()
+    assert tuple(DESCRIPTION["label_names"]) == CLASSES
+
+
+def test_preprocessing_of_the_model_is_its_own() -> None:
+    teacher = TimmImage(model="local-dir:shipped:pipeline/sources/scenes/teacher")
+    assert teacher.view() == ImageView(height=SIDE, width=SIDE, interpolation="bicubic")
+    assert (teacher.recipe()["mean"], teacher.recipe()["std"]) == (PREPROCESSING["mean"], PREPROCESSING["std"])
+    assert teacher.notes() == ()
+
+
+def test_stored_logits_are_those_of_the_model_as_it_was_trained() -> None:
+    images = [draw(sample.scene) for sample in list(Scenes().samples())[:4]]
+    stored = TimmImage(model="local-dir:shipped:pipeline/sources/scenes/teacher").build("cpu")(images)["logits"]
+    with torch.inference_mode():
+        expected = load_teacher()(normalise(np.stack(images)))
+    np.testing.assert_allclose(stored, expected.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
