@@ -22,10 +22,17 @@ from pydantic import Field as Discriminated
 
 from contract.schema import Field
 from contract.views import View
+from encoders.clip import ClipImage, ClipText
+from encoders.custom import CustomAudio, CustomImage, CustomText
+from encoders.data2vec import Data2VecAudio, Data2VecImage, Data2VecText
+from encoders.ensemble import Ensemble
+from encoders.huggingface_audio import HuggingFaceAudio
+from encoders.huggingface_image import HuggingFaceImage
 from encoders.huggingface_text import HuggingFaceText
 from encoders.log_mel import LogMel
 from encoders.ngrams import Ngrams
-from encoders.timm_classifier import TimmClassifier
+from encoders.timm_image import TimmImage
+from encoders.yamnet import Yamnet
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -56,12 +63,22 @@ class Encoder(Protocol):
     def recipe(self) -> Mapping[str, Any]:
         """What can change a value, as a JSON-able tree."""
 
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know before a run: overrides of the model's own preprocessing, a line each."""
+
     def build(self, device: str) -> FrozenModel:
         """Load the weights."""
 
 
 # A new encoder is a file beside this one and one name in the line of its modality.
-ImageEncoder = TimmClassifier
-TextEncoder = Annotated[HuggingFaceText | Ngrams, Discriminated(discriminator="kind")]
-AudioEncoder = LogMel
+ImageEncoder = Annotated[
+    TimmImage | HuggingFaceImage | ClipImage | Data2VecImage | CustomImage | Ensemble,
+    Discriminated(discriminator="kind"),
+]
+TextEncoder = Annotated[
+    HuggingFaceText | ClipText | Data2VecText | CustomText | Ngrams, Discriminated(discriminator="kind")
+]
+AudioEncoder = Annotated[
+    HuggingFaceAudio | Data2VecAudio | Yamnet | CustomAudio | LogMel, Discriminated(discriminator="kind")
+]
 ENCODERS: dict[str, Any] = {"image": ImageEncoder, "text": TextEncoder, "audio": AudioEncoder}

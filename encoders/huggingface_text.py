@@ -1,4 +1,4 @@
-"""Text encoders of transformers: the embedding of every token of a caption."""
+"""Text encoders of transformers: word embeddings, last hidden states and the vector of a caption, in one pass."""
 
 from __future__ import annotations
 
@@ -8,42 +8,49 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 from pydantic import PositiveInt
 
-from contract.encodings import Float16, Int32, Lookup, TokenEncoding
-from contract.encodings.lookup import PADDING
+from contract.encodings import Float16, FloatEncoding, Int32, Lookup, TokenEncoding
 from contract.errors import ConfigError, DataError
 from contract.schema import Field
 from contract.views import TextView
-from encoders import weights
+from encoders import pretrained, tokens, weights
+from encoders.outputs import Precision, autocast, take, to_numpy
 
 if TYPE_CHECKING:
     import torch
 
+DEFAULT = ("token_embeddings", "length")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Encodings:
-    """How the tokens are stored: as numbers, or as ids and the word-embedding table once (`lookup`)."""
+    """How each field is stored; `lookup`: token ids, and the word-embedding table once."""
 
     token_embeddings: TokenEncoding = Float16()  # noqa: RUF009 - frozen, so it may be shared
+    last_hidden: FloatEncoding = Float16()  # noqa: RUF009
+    features: FloatEncoding = Float16()  # noqa: RUF009
 
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceText:
-    """Any tokenizer and model that transformers' Auto classes load.
+    """Any tokenizer and encoder that transformers' Auto classes load: BERT's family, T5's encoder.
 
-    `model` is a hub name, a local folder, or `package:NAME/FOLDER`. `layer` says which embedding is stored:
+    `model` is a hub name, a local folder, or `package:NAME/FOLDER`. `layer` says what `token_embeddings` are:
     `embeddings` (a row of the word-embedding table for each token, the modality encoder proper) or `last` (the
-    last hidden states, in which each token has seen the whole caption).
+    last hidden states, in which each token has seen the whole caption). `take` may add `last_hidden`, the last
+    hidden states beside the embeddings, and `features`: their mean over the caption's tokens, special ones
+    included, or the first of them (`pooling: cls`).
     """
 
     kind: Literal["huggingface_text"] = "huggingface_text"
     model: str
     layer: Literal["embeddings", "last"] = "embeddings"
+    pooling: Literal["mean", "cls"] = "mean"
+    take: tuple[str, ...] | None = None
     max_length: PositiveInt = 32
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     batch_size: PositiveInt = 256
     encodings: Encodings = field(default_factory=Encodings)
 
@@ -60,36 +67,46 @@ class HuggingFaceText:
         return TextView()
 
     def fields(self) -> tuple[Field, ...]:
-        """`token_embeddings` [max_length, hidden size] and `length`, special tokens included."""
-        from transformers import AutoConfig
+        """`token_embeddings` [max_length, D] and `length`, special tokens included; those of `take`.
 
+        `last_hidden` is [max_length, hidden size], `features` [hidden size].
+        """
+        config = pretrained.read_config(self._folder, self.model)
+        tokens.require_positions(config, self.max_length)
         try:
-            about = AutoConfig.from_pretrained(self._folder)
-            # ALBERT, ELECTRA and MobileBERT have word embeddings narrower than their hidden states.
-            narrow = getattr(about, "embedding_size", None) if self.layer == "embeddings" else None
-            width = int(narrow or about.hidden_size)
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f"text encoder {self.model}: {' '.join(str(error).split())[:300]}") from error
-        return (
+            hidden = int(config.hidden_size)
+        except AttributeError as error:
+            raise DataError(f"text encoder {self.model}: {weights.reason(error)}") from error
+        # ALBERT, ELECTRA and MobileBERT have word embeddings narrower than their hidden states.
+        narrow = getattr(config, "embedding_size", None) if self.layer == "embeddings" else None
+        fields = (
             Field(
                 name="token_embeddings",
-                shape=(self.max_length, width),
+                shape=(self.max_length, int(narrow or hidden)),
                 encoding=self.encodings.token_embeddings,
                 about={"layer": self.layer},
             ),
+            Field(name="last_hidden", shape=(self.max_length, hidden), encoding=self.encodings.last_hidden),
+            Field(
+                name="features", shape=(hidden,), encoding=self.encodings.features, about={"pooling": self.pooling}
+            ),
             Field(name="length", shape=(), encoding=Int32()),
         )
+        return take(fields, self.take, DEFAULT)
 
     def recipe(self) -> Mapping[str, Any]:
-        """Model, hash of its files, layer, lengths, precision."""
+        """Hash of the model's files, wherever they lie, layer, lengths, precision."""
         return {
             "kind": self.kind,
-            "model": self.model,
             "weights": weights.folder_fingerprint(self._folder),
             "layer": self.layer,
             "max_length": self.max_length,
             "precision": self.precision,
         }
+
+    def notes(self) -> tuple[str, ...]:
+        """Nothing of the model's own preprocessing is overridden."""
+        return ()
 
     def build(self, device: str) -> _TextModel:
         """The tokenizer and the model with its weights, on `device`."""
@@ -106,58 +123,54 @@ class HuggingFaceText:
 
 class _TextModel:
     def __init__(self, config: HuggingFaceText, folder: Path, device: str) -> None:
-        import torch
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils.logging import disable_progress_bar
+        from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING
 
-        disable_progress_bar()  # the run has one of its own
         self._config, self._device = config, device
-        try:
-            # The first `length` tokens are the real ones, and half weights are computed with in float32.
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
-            self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
-            self._model = AutoModel.from_pretrained(folder).float().eval().requires_grad_(False).to(device)
-        except (OSError, ValueError) as error:
-            raise DataError(f"text encoder {config.model}: {' '.join(str(error).split())[:300]}") from error
-        self._autocast = torch.autocast(
-            torch.device(device).type, getattr(torch, config.precision), enabled=config.precision != "float32"
-        )
+        self._names = [field.name for field in config.fields()]
+        self._tokenizer = tokens.load_tokenizer(folder, config.model)
+        # Of an encoder with a decoder (T5) only the encoder reads text; not all encoders are listed.
+        is_listed = type(pretrained.read_config(folder, config.model)) in MODEL_FOR_TEXT_ENCODING_MAPPING
+        auto_class = "AutoModelForTextEncoding" if is_listed else "AutoModel"
+        self._model = pretrained.load(auto_class, folder, config.model, unused=tokens.UNUSED).to(device)
+        self._embedding = self._model.get_input_embeddings()
+        self._autocast = autocast(device, config.precision)
 
     def __call__(self, views: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-        """n captions -> token_embeddings float32 [n, max_length, D], zero after `length` int32 [n].
+        """n captions -> the fields float32 [n, ...], tokens zero after `length` int32 [n].
 
         And "token_embeddings.ids" int32 [n, max_length], if ids are stored.
         """
         import torch
 
-        tokens = self._tokenizer(
-            list(views), padding=True, truncation=True, max_length=self._config.max_length, return_tensors="pt"
+        config = self._config
+        batch = self._tokenizer(
+            list(views), padding=True, truncation=True, max_length=config.max_length, return_tensors="pt"
         ).to(self._device)
+        mask = batch["attention_mask"]
         with torch.inference_mode(), self._autocast:
-            mask = tokens["attention_mask"]
-            hidden = self._hidden(tokens) * mask.unsqueeze(-1)
-            padded = torch.nn.functional.pad(hidden.float(), (0, 0, 0, self._config.max_length - hidden.shape[1]))
-        fields = {"token_embeddings": padded.cpu().numpy(), "length": mask.sum(dim=1).int().cpu().numpy()}
-        if self._config._stores_ids:
-            ids = np.full(padded.shape[:2], PADDING, np.int32)
-            ids[:, : mask.shape[1]] = tokens["input_ids"].masked_fill(mask == 0, PADDING).cpu().numpy()
-            fields["token_embeddings.ids"] = ids
+            outputs = self._outputs(batch)
+        for name in ("token_embeddings", "last_hidden"):
+            if name in outputs:
+                outputs[name] = tokens.padded(outputs[name], mask, config.max_length)
+        fields = to_numpy(outputs | {"length": mask.sum(dim=1).int()}, self._names)
+        if config._stores_ids and "token_embeddings" in fields:
+            fields["token_embeddings.ids"] = tokens.lookup_ids(batch["input_ids"], mask, config.max_length)
         return fields
 
     def constants(self) -> dict[str, npt.NDArray[Any]]:
-        """The word-embedding table float32 [V, D], as the model itself looks it up, if ids are stored."""
-        import torch
-
-        if not self._config._stores_ids:
+        """The word-embedding table float32 [V, D], if ids are stored."""
+        if not (self._config._stores_ids and "token_embeddings" in self._names):
             return {}
-        embedding = self._model.get_input_embeddings()
-        with torch.inference_mode():
-            rows = embedding(torch.arange(embedding.num_embeddings, device=self._device))
-        return {"token_embeddings.table": rows.float().cpu().numpy()}
+        return {"token_embeddings.table": tokens.word_table(self._embedding)}
 
-    def _hidden(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        if self._config.layer == "embeddings":
-            rows: torch.Tensor = self._model.get_input_embeddings()(tokens["input_ids"])
-            return rows
-        last: torch.Tensor = self._model(**tokens).last_hidden_state
-        return last
+    def _outputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`token_embeddings` [n, t, D]; where the model must run, `last_hidden` [n, t, D], `features` [n, D]."""
+        config, ids = self._config, batch["input_ids"]
+        if config.layer == "embeddings" and not {"last_hidden", "features"} & set(self._names):
+            return {"token_embeddings": self._embedding(ids)}
+        last = self._model(**batch).last_hidden_state
+        return {
+            "token_embeddings": self._embedding(ids) if config.layer == "embeddings" else last,
+            "last_hidden": last,
+            "features": last[:, 0] if config.pooling == "cls" else tokens.mean(last, batch["attention_mask"]),
+        }

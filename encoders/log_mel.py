@@ -1,7 +1,7 @@
 """Sounds as patches of their log-mel spectrogram: a frozen modality encoder without weights.
 
-Frames and filters as YAMNet has them (25 ms Hann windows every 10 ms, HTK mel bands, log(mel + 0.001)); a patch is
-`patch_frames` frames of all bands, one token after the other in time.
+Frames much as YAMNet has them (25 ms Hann windows every 10 ms, HTK mel bands, log(mel + 0.001)), but centred, and
+triangles in hertz; a patch is `patch_frames` frames of all bands, one token after the other in time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from pydantic import PositiveFloat, PositiveInt
 from contract.encodings import Float16, FloatEncoding, Int32
 from contract.schema import Field
 from contract.views import AudioView
-
-LOG_OFFSET = 0.001
+from encoders.spectrogram import Spectrogram
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +65,10 @@ class LogMel:
         tree = asdict(self)
         return {name: value for name, value in tree.items() if name not in ("batch_size", "encodings")}
 
+    def notes(self) -> tuple[str, ...]:
+        """There is no preprocessing of its own to override."""
+        return ()
+
     def build(self, device: str) -> _LogMelModel:
         """A callable on `device`."""
         return _LogMelModel(self, device)
@@ -77,22 +80,18 @@ class LogMel:
 
 class _LogMelModel:
     def __init__(self, config: LogMel, device: str) -> None:
-        import torch
-        from transformers.audio_utils import mel_filter_bank
-
         self._config, self._device = config, device
-        self._window_samples = round(config.window_s * config.sample_rate_hz)
-        self._fft_size = 1 << (self._window_samples - 1).bit_length()
-        filters = mel_filter_bank(
-            num_frequency_bins=self._fft_size // 2 + 1,
-            num_mel_filters=config.num_bands,
-            min_frequency=config.lowest_hz,
-            max_frequency=min(config.highest_hz, config.sample_rate_hz / 2),
-            sampling_rate=config.sample_rate_hz,
-            mel_scale="htk",
+        self._spectrogram = Spectrogram(
+            sample_rate_hz=config.sample_rate_hz,
+            window_s=config.window_s,
+            hop_s=config.hop_s,
+            num_bands=config.num_bands,
+            lowest_hz=config.lowest_hz,
+            highest_hz=config.highest_hz,
+            centred=True,
+            mel_triangles=False,
+            device=device,
         )
-        self._filters = torch.from_numpy(filters).float().to(device)
-        self._window = torch.hann_window(self._window_samples, device=device)
 
     def constants(self) -> dict[str, npt.NDArray[Any]]:
         """None are needed."""
@@ -108,15 +107,7 @@ class _LogMelModel:
         for row, view in enumerate(views):
             sounds[row, : len(view)] = view
         lengths = np.array([min(num_patches, config._num_patches(len(view))) for view in views], np.int32)
-        spectrum = torch.stft(
-            torch.from_numpy(sounds).to(self._device),
-            n_fft=self._fft_size,
-            hop_length=round(config.hop_s * config.sample_rate_hz),
-            win_length=self._window_samples,
-            window=self._window,
-            return_complex=True,
-        ).abs()
-        mel = torch.log(spectrum.transpose(1, 2) @ self._filters + LOG_OFFSET)
+        mel = self._spectrogram(torch.from_numpy(sounds).to(self._device))
         patches = mel[:, : num_patches * config.patch_frames].reshape(len(views), num_patches, width).cpu().numpy()
         patches[np.arange(num_patches) >= lengths[:, None]] = 0
         return {"patch_embeddings": patches, "length": lengths}

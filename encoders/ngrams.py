@@ -73,6 +73,10 @@ class Ngrams:
             "ngrams": [SMALLEST, LARGEST],
         }
 
+    def notes(self) -> tuple[str, ...]:
+        """There is nothing to override."""
+        return ()
+
     def build(self, device: str) -> _NgramsModel:
         """A callable; `device` is not used, there is nothing to multiply."""
         return _NgramsModel(self)

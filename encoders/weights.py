@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import socket
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -13,16 +18,28 @@ from contract import fingerprint
 from contract.config import SHIPPED
 from contract.errors import DataError, MissingExtraError
 
+if TYPE_CHECKING:
+    import torch
+
+# The weights of a transformers model, in the format that it prefers and in the older one.
+SAFE, PICKLED = "*.safetensors", "pytorch_model*.bin"
 # What decides a transformers model's values: weights, shapes, tokenizer.
 MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 
 
 def find_file(name: str) -> Path:
     """A weights file: a path, or `shipped:PATH` for one that comes with Precept."""
-    shipped = name.removeprefix("shipped:")
-    path = SHIPPED / shipped if shipped != name else Path(name).expanduser()
+    path = _local(name)
     if not path.is_file():
         raise DataError(f"checkpoint {path}: no such file; give the path of a .safetensors or .pth file")
+    return path
+
+
+def local_folder(name: str) -> Path:
+    """A folder: a path, or `shipped:PATH` for one that comes with Precept."""
+    path = _local(name)
+    if not path.is_dir():
+        raise DataError(f"model {path}: no such folder")
     return path
 
 
@@ -34,7 +51,7 @@ def find_folder(name: str) -> Path:
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             raise MissingExtraError(
-                f"text encoder {name}: the package {package} is not installed: install it, or Precept with its "
+                f"model {name}: the package {package} is not installed: install it, or Precept with its "
                 "extra `minilm`, or give a folder or a hub name as `model`"
             )
         return Path(spec.submodule_search_locations[0]) / folder
@@ -62,24 +79,118 @@ def of_hub_file(repository: str, file: str) -> Path:
 
 def folder_fingerprint(folder: Path) -> str:
     """Of every file that decides what a transformers model computes."""
+    require_weights(folder)
     files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
     return fingerprint.of_tree({file.name: fingerprint.of_file(file) for file in files})
+
+
+def require_weights(folder: Path) -> None:
+    """Refuse a folder whose weights are missing, cut short, or lack one of their shards, before any is loaded."""
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{index}: not an index of weights ({reason(error)}); copy it again") from error
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        # A folder may have the model in a second format, of which only the index was copied.
+        if missing and (index.name.startswith("model.safetensors") or not any(folder.glob(SAFE))):
+            raise DataError(f"{folder}: {missing[0]} is missing, which {index.name} names; copy it there")
+    if not names(folder):
+        raise DataError(f"{folder}: no weights there, such as model.safetensors; copy them there, or name another")
+
+
+def names(folder: Path) -> frozenset[str]:
+    """The names of the arrays in the weights of a transformers model, none of which is read."""
+    return frozenset(name for path in _files(folder) for name in _open(path))
+
+
+def scalars(folder: Path, wanted: Iterable[str]) -> dict[str, float]:
+    """Those of the named arrays that the weights have, each a single number, without reading the others."""
+    found: dict[str, float] = {}
+    for path in _files(folder):
+        state = _open(path)
+        found |= {name: float(state[name]()) for name in set(wanted) & set(state)}
+    return found
+
+
+def load_state(module: torch.nn.Module, path: Path) -> None:
+    """Load a state dict, .safetensors or what torch.save wrote, whole; nothing in it is run."""
+    import timm.models
+
+    try:
+        module.load_state_dict(timm.models.load_state_dict(str(path), weights_only=True), strict=True)
+    except Exception as error:  # safetensors, torch and pickle each raise their own for a file that is none
+        raise DataError(f"checkpoint {path} can't be loaded into the model: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """A foreign exception in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing bars and warnings of its own: what matters of them is raised."""
+    from transformers.utils import logging
+
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def _local(name: str) -> Path:
+    shipped = name.removeprefix("shipped:")
+    return SHIPPED / shipped if shipped != name else Path(name).expanduser()
 
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [pattern for pattern in MODEL_FILES if pattern != "*.bin"]
     with contextlib.suppress(Exception):  # whatever is wrong with the cache, the hub is asked next
-        cached = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+        cached = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES), local_files_only=True))
         # It may hold the tokenizer alone, from an earlier look at it.
-        if (cached / "config.json").exists() and any(cached.glob("*.safetensors")):
+        if (cached / "config.json").exists() and _has_weights(cached):
             return cached
     _require_hub(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        # Older repositories have the weights in one format, most in both, of which one is enough.
+        folder = Path(snapshot_download(name, allow_patterns=[one for one in MODEL_FILES if one != "*.bin"]))
+        return folder if _has_weights(folder) else Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
     except Exception as error:  # as above
         raise _not_here(name, error) from error
+
+
+def _has_weights(folder: Path) -> bool:
+    return bool(_files(folder))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that transformers loads, of the format that it prefers."""
+    return sorted(folder.glob(SAFE)) or sorted(folder.glob(PICKLED))
+
+
+def _open(path: Path) -> dict[str, Callable[[], Any]]:
+    """By name, what reads an array of a file."""
+    import torch
+    from safetensors import safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            file: Any = safe_open(path, framework="pt")
+            return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        is_mappable = zipfile.is_zipfile(path)  # files of before torch 1.6 are not
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
+        return {name: partial(state.get, name) for name in state}
+    except (
+        Exception
+    ) as error:  # safetensors, torch, pickle and zipfile each raise their own for a file that is none
+        raise DataError(f"{path}: not a whole file of weights ({reason(error)}); copy it again") from error
 
 
 def _require_hub(name: str) -> None:
@@ -99,8 +210,11 @@ def _require_hub(name: str) -> None:
 
 
 def _not_here(name: str, error: Exception) -> MissingExtraError:
-    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    from huggingface_hub import constants
+
+    why = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
     return MissingExtraError(
-        f"weights {name} are not on this machine and can't be fetched ({reason}); give a local file as "
-        "`checkpoint` or a local folder as `model`, or run once with network access"
+        f"weights {name} are not on this machine and can't be fetched ({why}); give a local file as `checkpoint` "
+        f"or a local folder as `model`, copy the hub's cache to {constants.HF_HUB_CACHE}, or run once with network "
+        "access"
     )
