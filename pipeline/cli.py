@@ -56,6 +56,20 @@ ViewsOption = Annotated[
     typer.Option("--views", min=0, help="Augmented views of every image and sound, beside the evaluation view."),
 ]
 EngineOption = Annotated[Engine, typer.Option(help="Ray's actors, or this process.")]
+BatchOption = Annotated[
+    str | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N|auto",
+        help="Views in one forward pass of every encoder; auto: the most that memory allows, found by trying.",
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address", help="A running Ray cluster, such as auto or HOST:6379; default: one of our own."
+    ),
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a setting, such as encoders.image.teacher.batch_size=32.")
 ]
@@ -70,21 +84,36 @@ def precompute(
     store: StoreOption = None,
     views: ViewsOption = None,
     engine: EngineOption = Engine.ray,
+    ray_address: AddressOption = None,
+    batch_size: BatchOption = None,
     set_: SetOption = None,
 ) -> None:
     """Compute and store patch embeddings and soft targets; continues a run that was interrupted."""
+    from contract.errors import ConfigError
     from contract.store import TargetStore, writing
     from pipeline import plan as planning
     from pipeline import precompute as running
 
+    if ray_address and engine is Engine.local:
+        raise ConfigError(f"--ray-address {ray_address}: --engine local asks for no Ray; leave one of them out")
     settings, manifest, path = _inputs(dataset, config, data_root, store, views, set_)
     with writing(path):
-        tasks = planning.make(settings, manifest, path, command=_command())
+        tasks = planning.make(settings, manifest, path, command=_command(), batch_size=batch_size)
         planning.check_disk_space(tasks, path)
         typer.echo(planning.table(tasks, path), err=True)
+        _say_notes(tasks)
         target = TargetStore.create(path, manifest)
-        done = running.run(target, tasks, engine.value, settings.workers, settings.gate, _say)
-    _say_done(done)
+        done = running.run(
+            target,
+            tasks,
+            engine.value,
+            settings.workers,
+            settings.gate,
+            _say,
+            address=ray_address,
+            find_batch_size=batch_size == "auto",
+        )
+    _say_done(target, done)
     _say_lost(target, tasks)
     typer.echo(f"{path} is complete" if done else f"{path} was complete already")
 
@@ -96,16 +125,70 @@ def plan(
     data_root: RootOption = None,
     store: StoreOption = None,
     views: ViewsOption = None,
+    batch_size: BatchOption = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Time some batches here, and print how long the whole will take.")
+    ] = False,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="With --calibrate: on how many of them, too.")
+    ] = None,
     set_: SetOption = None,
 ) -> None:
     """Print rows, shards and bytes that `precompute` would write, and what is there already."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # a plan fetches nothing
+    from contract.errors import ConfigError, StoreError
     from pipeline import plan as planning
 
+    if gpus is not None and not calibrate:
+        raise ConfigError(f"--gpus {gpus}: only --calibrate says how long a run takes; add it")
+    if calibrate and batch_size == "auto":
+        raise ConfigError(
+            "--batch-size auto: a plan tries none; give a number, or leave it to `pipeline precompute`"
+        )
     settings, manifest, path = _inputs(dataset, config, data_root, store, views, set_)
-    tasks = planning.make(settings, manifest, path, command=_command(), needs_weights=False)
+    tasks = planning.make(
+        settings, manifest, path, command=_command(), needs_weights=calibrate, batch_size=batch_size
+    )
     typer.echo(planning.table(tasks, path))
+    _say_notes(tasks)
     planning.check_disk_space(tasks, path)
+    if calibrate:
+        from pipeline import calibrate as calibrating
+
+        left = [task for task in tasks if task.missing]
+        try:
+            found = [calibrating.measure(task, manifest, path, settings.workers, _say) for task in left]
+        except KeyboardInterrupt:
+            raise StoreError("interrupted; nothing was written") from None
+        for task, calibration in zip(left, found, strict=True):
+            calibrating.keep(manifest.dataset, task, calibration)
+        typer.echo(calibrating.table(left, found, gpus) if left else "nothing is left to compute")
+
+
+@app.command()
+def manifest(
+    dataset: Annotated[str, typer.Argument(help="Name of a dataset (coco, esc50...), or a YAML file like it.")],
+    data_root: RootOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for what is found; default: manifests/<dataset>."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Threads that read files; default: one a core.")
+    ] = None,
+) -> None:
+    """Read a dataset and decode every file of it once; says what is missing, broken, repeated or leaks."""
+    from contract.errors import DataError
+    from pipeline import datasets
+    from pipeline.checking.check import check
+
+    described = datasets.load(dataset)
+    folder = out or Path("manifests") / described.name
+    num_workers = workers or os.cpu_count() or 1
+    try:
+        check(described, datasets.locate(described, data_root), folder, num_workers, typer.echo)
+    except KeyboardInterrupt:
+        raise DataError("interrupted; the same command continues where it stopped") from None
 
 
 @app.command()
@@ -128,7 +211,13 @@ def verify(store: StoreArgument) -> None:
 
 
 @app.command()
-def repair(store: StoreArgument, engine: EngineOption = Engine.ray) -> None:
+def repair(
+    store: StoreArgument,
+    engine: EngineOption = Engine.ray,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Call the functions of one's own encoders, which the store names.")
+    ] = False,
+) -> None:
     """Restore damaged metadata from their copies, and compute damaged or missing shards again."""
     from contract.storage import store_path
     from contract.store import writing
@@ -139,9 +228,9 @@ def repair(store: StoreArgument, engine: EngineOption = Engine.ray) -> None:
     path = store_path(store)
     with writing(path):
         target = repairing.mend_metadata(path, _say)
-        tasks = repairing.tasks(target, _say)
+        tasks = repairing.tasks(target, _say, run_code=run_code)
         done = running.run(target, tasks, engine.value, Workers(), Gate(num_samples=0), _say)
-    _say_done(done)
+    _say_done(target, done)
     _say_lost(target, tasks)
     typer.echo(f"{path} is whole")
 
@@ -210,9 +299,10 @@ def _inputs(
     described = datasets.load(dataset)
     changes = [*(overrides or ()), *([f"views.num={views}"] if views is not None else [])]
     settings = configs.load(configs.find("configs/pipeline", config or described.name), Precompute, changes)
-    manifest = described.build(datasets.locate(described, data_root))
-    for line in described.count_differences(manifest):
-        typer.echo(f"note: {line}", err=True)
+    root = datasets.locate(described, data_root)
+    manifest = described.build(root, lambda line: _say(f"note: {line}"))
+    for line in (*described.count_differences(manifest), *described.hash_differences(root)):
+        _say(f"note: {line}")
     return settings, manifest, store_path(store) if store else STORES / f"{described.name}.zarr"
 
 
@@ -220,10 +310,24 @@ def _say(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _say_done(done: list[Done]) -> None:
+def _say_notes(tasks: list[Task]) -> None:
+    for task in tasks:
+        for line in task.encoder.notes():
+            _say(f"note: {task.fieldset.key}: {line}")
+
+
+def _say_done(target: TargetStore, done: list[Done]) -> None:
+    from pipeline import calibrate
+
     for entry in done:
-        speed = entry.num_rows / entry.elapsed_s
-        typer.echo(f"{entry.key}: {entry.num_rows:,} rows in {entry.elapsed_s:.1f} s, {speed:,.0f} rows/s")
+        key, num_rows = entry.task.fieldset.key, entry.task.missing_rows
+        speed = num_rows / entry.elapsed_s
+        typer.echo(
+            f"{key}: {num_rows:,} rows in {entry.elapsed_s:.1f} s, {speed:,.0f} rows/s, {entry.timing.describe()}"
+        )
+        compared = calibrate.compared(target.manifest.dataset, entry)
+        if compared is not None:
+            typer.echo(compared)
 
 
 def _say_lost(target: TargetStore, tasks: list[Task]) -> None:

@@ -2,9 +2,10 @@
 
 Weights that were never loaded, classes in another order or captions of other images bring a figure down to chance
 that a few hundred samples give. Where the items have labels of the teacher's classes, it is top-1 accuracy. Where
-images have captions, it is retrieval: a linear map from the teacher's features to the mean word embedding, fitted
-on two thirds of the sample, ranks the images of the last third for their captions. What costs a teacher some
-points, such as a wrong normalisation, shows only to those who know what the figure should be.
+images have captions, it is retrieval: of a dual encoder, by the cosine of its two embeddings; of any other, by a
+linear map from the teacher's features to the mean word embedding, fitted on two thirds of the sample, which ranks
+the images of the last third for their captions. What costs a teacher some points, such as a wrong normalisation,
+shows only to those who know what the figure should be.
 """
 
 from __future__ import annotations
@@ -81,13 +82,15 @@ def _accuracy(store: TargetStore, task: Task, gate: Gate, ask: Ask) -> Figure | 
 
 
 def _retrieval(store: TargetStore, task: Task, tasks: Sequence[Task], gate: Gate, ask: Ask) -> Figure | None:
-    name = _vector_field(task.fieldset)
     pairs = store.manifest.positives("image", "text")
     images, firsts = np.unique(pairs[:, 0], return_index=True)
     chosen = spread(np.arange(len(images)), gate.num_samples)
+    name, space = _vector_field(task.fieldset), _space(task.fieldset)
     if task.fieldset.modality != "image" or name is None or len(chosen) < FEWEST:
         return None
-    words = _word_embeddings(store, tasks, pairs[firsts[chosen], 1], ask)
+    words = _text_vectors(store, tasks, pairs[firsts[chosen], 1], ask, space)
+    if words is None and space is not None:  # its own text tower is not among the encoders
+        space, words = None, _text_vectors(store, tasks, pairs[firsts[chosen], 1], ask, None)
     if words is None:
         return None
     # The teacher comes after the words: its model is loaded when the run begins with it.
@@ -98,21 +101,28 @@ def _retrieval(store: TargetStore, task: Task, tasks: Sequence[Task], gate: Gate
     y = embeddings[both[good_texts]].astype(np.float64)
     if len(x) < FEWEST or not (np.isfinite(x).all() and np.isfinite(y).all()):
         return None
-    return _linear_retrieval(x, y)
+    return _linear_retrieval(x, y) if space is None else _dual_retrieval(x, y)
 
 
-def _word_embeddings(store: TargetStore, tasks: Sequence[Task], rows: Rows, ask: Ask) -> tuple[Mask, Array] | None:
-    """Bool [n], which captions there are vectors of, and these, float [m, D]: stored ones, or made for this."""
+def _text_vectors(
+    store: TargetStore, tasks: Sequence[Task], rows: Rows, ask: Ask, space: str | None
+) -> tuple[Mask, Array] | None:
+    """Bool [n], which captions there are vectors of, and these, float [m, D]: stored ones, or made for this.
+
+    Of the encoder whose embeddings lie in `space`, or of any.
+    """
     for key, fieldset in store.fieldsets.items():
         name = _vector_field(fieldset)
-        if fieldset.modality == "text" and name is not None and store.complete(key):
+        is_it = fieldset.modality == "text" and (space is None or _space(fieldset) == space)
+        if is_it and name is not None and store.complete(key):
             good = store.usable("text", [key])[rows]
             has_length = any(field.name == "length" for field in fieldset.fields)
             length = store.load(f"{key}/length", rows[good]) if has_length else None
             return good, pooled(store.load(f"{key}/{name}", rows[good]), length)
     for task in tasks:
         name = _vector_field(task.fieldset)
-        if task.fieldset.modality == "text" and name is not None:
+        is_it = task.fieldset.modality == "text" and (space is None or _space(task.fieldset) == space)
+        if is_it and name is not None:
             made: tuple[Mask, Array] = ask(task, "vectors", rows, name)
             return made
     return None
@@ -121,7 +131,19 @@ def _word_embeddings(store: TargetStore, tasks: Sequence[Task], rows: Rows, ask:
 def _vector_field(fieldset: FieldSet) -> str | None:
     """The field that is a vector of each item, or can be pooled to one."""
     names = [f.name for f in fieldset.fields if f.encoding.kind != "int32" and len(f.shape) in (1, 2)]
-    return "features" if "features" in names else next(iter(names), None)
+    shared = [f.name for f in fieldset.fields if "space" in f.about]
+    return next((name for name in (*shared, "features", *names) if name in names), None)
+
+
+def _space(fieldset: FieldSet) -> str | None:
+    """The space that a dual encoder's embeddings share."""
+    return next((f.about["space"] for f in fieldset.fields if "space" in f.about), None)
+
+
+def _dual_retrieval(images: Array, texts: Array) -> Figure:
+    """Recall of images for captions by cosine: float64 [n, D] both, whose rows belong together."""
+    x, y = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (images, texts))
+    return _recall(x, y, "by cosine,")
 
 
 def _linear_retrieval(images: Array, texts: Array) -> Figure:
@@ -132,10 +154,14 @@ def _linear_retrieval(images: Array, texts: Array) -> Figure:
     ridge = RIDGE * (np.trace(kernel) / len(kernel) or 1.0)  # without it, equal features would make no equation
     weights = np.linalg.solve(kernel + ridge * np.eye(len(kernel)), y[~held_out])
     predicted = x[held_out] @ x[~held_out].T @ weights
-    truth = np.repeat(np.arange(int(held_out.sum()))[:, None], 2, axis=1)
-    ranks = ranking.rank(y[held_out], predicted, truth, truth[:, 0].astype(str))
+    return _recall(predicted, y[held_out], "by a linear map,")
+
+
+def _recall(images: Array, texts: Array, how: str) -> Figure:
+    truth = np.repeat(np.arange(len(texts))[:, None], 2, axis=1)
+    ranks = ranking.rank(texts, images, truth, truth[:, 0].astype(str))
     k = min(10, len(truth) // 10)
-    return _figure(f"text-to-image R@{k} among {len(truth)}, by a linear map,", ranks.ranks <= k, k / len(truth))
+    return _figure(f"text-to-image R@{k} among {len(truth)}, {how}", ranks.ranks <= k, k / len(truth))
 
 
 def _standardised(rows: Array, fitted: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -54,17 +54,25 @@ class Task:
 
 
 def make(
-    settings: Precompute, manifest: Manifest, store_path: StorePath, command: str, *, needs_weights: bool = True
+    settings: Precompute,
+    manifest: Manifest,
+    store_path: StorePath,
+    command: str,
+    *,
+    needs_weights: bool = True,
+    batch_size: str | None = None,
 ) -> list[Task]:
     """The run's tasks, against what the store at `store_path` holds, if there is one.
 
     Without `needs_weights`, an encoder whose weights are yet to be fetched is planned as if nothing were there.
+    `batch_size` is a number of views for every encoder, or "auto": as what is there already, if anything is.
     """
     store = TargetStore.open(store_path) if TargetStore.exists(store_path) else None
     if store is not None:
         store.adopt(manifest)
     tasks = []
-    for modality, name, encoder in settings.encoders:
+    for modality, name, configured in settings.encoders:
+        encoder = _with_batch_size(configured, batch_size, store, f"{modality}/{name}")
         if modality not in manifest.items:
             raise DataError(
                 f"encoders.{modality}.{name}: dataset {manifest.dataset} has no {modality} items, "
@@ -190,6 +198,26 @@ def task(fieldset: FieldSet, encoder: Encoder, views: Views, manifest: Manifest,
         num_shards=num_shards,
         missing=tuple(missing),
     )
+
+
+def resized(task: Task, batch_size: int) -> Task:
+    """The same with batches of another size; of a FieldSet that is yet to be begun."""
+    encoder, old = replace(task.encoder, batch_size=batch_size), task.fieldset  # type: ignore[type-var]
+    provenance = {**old.provenance, "encoder": config.tree(encoder)}
+    return replace(task, encoder=encoder, fieldset=replace(old, batch_size=batch_size, provenance=provenance))
+
+
+def _with_batch_size(encoder: Encoder, wanted: str | None, store: TargetStore | None, key: str) -> Encoder:
+    if wanted is None:
+        return encoder
+    if wanted == "auto":
+        known = store.fieldsets.get(key) if store is not None else None
+        size = known.batch_size if known is not None else encoder.batch_size
+    elif wanted.isdecimal() and int(wanted):
+        size = int(wanted)
+    else:
+        raise ConfigError(f"--batch-size {wanted}: expected a number from 1 up, or auto")
+    return replace(encoder, batch_size=size)  # type: ignore[type-var]
 
 
 def _version(package: str) -> str:

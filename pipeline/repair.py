@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from contract import config, kept
 from contract.errors import StoreError
@@ -33,13 +34,14 @@ def mend_metadata(path: StorePath, say: Say) -> TargetStore:
     return TargetStore.open(path)
 
 
-def tasks(store: TargetStore, say: Say) -> list[plan.Task]:
+def tasks(store: TargetStore, say: Say, *, run_code: bool = False) -> list[plan.Task]:
     """Discard every shard that is not as it was written; what is to be computed, with the encoders that made it.
 
-    `StoreError`, before anything is discarded, if they would not give the same values again.
+    `StoreError`, before anything is discarded, if they would not give the same values again, or if one is a
+    function that the store names and not `run_code`: a store of somebody else may name any.
     """
     damaged = _damaged(store, say)
-    made_by = {key: _maker(store, key, shards) for key, shards in damaged.items()}
+    made_by = {key: _maker(store, key, shards, run_code) for key, shards in damaged.items()}
     for key, shards in damaged.items():
         _require_same_files(store, key, shards)
     for key, shards in damaged.items():
@@ -69,7 +71,7 @@ def _damaged(store: TargetStore, say: Say) -> dict[str, list[int]]:
     return shards
 
 
-def _maker(store: TargetStore, key: str, shards: Sequence[int]) -> tuple[Encoder, Views]:
+def _maker(store: TargetStore, key: str, shards: Sequence[int], run_code: bool) -> tuple[Encoder, Views]:
     """The encoder that made a FieldSet, and its views; `StoreError` if it would now make another one."""
     fieldset = store.fieldsets[key]
     provenance, bad = fieldset.provenance, f"{store.path}: {len(shards)} shards of {key} are damaged or missing"
@@ -82,6 +84,12 @@ def _maker(store: TargetStore, key: str, shards: Sequence[int]) -> tuple[Encoder
             f"{bad}, and no encoder made them, but {provenance.get('run', 'another program')}; "
             "that must make the whole store again"
         )
+    factories = _factories(provenance["encoder"])
+    if factories and not run_code:
+        raise StoreError(
+            f"{bad}, and were made by code that the store names: {', '.join(factories)}; if it is yours, "
+            f"`pipeline repair {store.path} --run-code`"
+        )
     source = f"{store.path}: provenance of {key}"
     encoder: Encoder = config.parse(provenance["encoder"], ENCODERS[fieldset.modality], source=source)
     views = config.parse(provenance["views"], Views, source=source)
@@ -92,6 +100,14 @@ def _maker(store: TargetStore, key: str, shards: Sequence[int]) -> tuple[Encoder
             "back, or make the store anew"
         )
     return encoder, views
+
+
+def _factories(encoder: Any) -> list[str]:
+    """The functions that would be called to build an encoder, or the members of an ensemble."""
+    if not isinstance(encoder, dict):
+        return []
+    own = [str(encoder["factory"])] if "factory" in encoder else []
+    return own + [name for member in encoder.get("members", ()) for name in _factories(member)]
 
 
 def _require_same_files(store: TargetStore, key: str, shards: Sequence[int]) -> None:
@@ -109,10 +125,11 @@ def _require_same_files(store: TargetStore, key: str, shards: Sequence[int]) -> 
 def _changed_files(store: TargetStore, key: str, shard: int) -> Iterator[str]:
     manifest, modality = store.manifest, store.fieldsets[key].modality
     rows = store.shard_rows(key, shard)[store.kept_rows(key, shard) :]
-    table = manifest.items[modality].select(["file", "size_bytes"]).slice(rows.start, len(rows))
+    table = manifest.items[modality].select(["file", "part", "size_bytes"]).slice(rows.start, len(rows))
     for item in table.to_pylist():
         path, expected = Path(manifest.media_root) / item["file"], item["size_bytes"]
-        if expected == UNKNOWN_SIZE:
+        # A part's size is its own, or that of a file that may since have been added to.
+        if expected == UNKNOWN_SIZE or (item["part"] and path.exists()):
             continue
         found = path.stat().st_size if path.exists() else None
         if found != expected:

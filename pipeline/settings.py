@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from contract.views import AudioAugmentation, ImageAugmentation
 from encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
@@ -31,14 +31,36 @@ class Encoders:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Share:
+    """What Ray sets aside for an actor: cores, GPUs, and what a cluster calls its own, such as {decoding: 1}."""
+
+    num_cpus: NonNegativeFloat | None = None
+    num_gpus: NonNegativeFloat | None = None
+    custom: dict[str, PositiveFloat] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Where actors go on a cluster: unless told otherwise, a teacher takes a GPU and no core, a decoder a core."""
+
+    teacher: Share = field(default_factory=Share)
+    decoder: Share = field(default_factory=Share)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Workers:
-    """How many actors work at a time (None: one a GPU, or one), and how many threads of each decode (None: one a
-    core of its share); `device` is torch's name, None a GPU where there is one.
+    """Who does the work.
+
+    `actors` run encoders (None: one a GPU, or one) on `device`, torch's name (None: a GPU where there is one), and
+    each decodes in `decode_threads` (None: one a core of its share). With `decoders`, so many actors decode for
+    them instead, on any node that has the `resources`, in so many threads each (None: its `num_cpus`).
     """
 
     actors: PositiveInt | None = None
+    decoders: NonNegativeInt = 0
     decode_threads: PositiveInt | None = None
     device: str | None = None
+    resources: Resources = field(default_factory=Resources)
 
 
 @dataclass(frozen=True, kw_only=True)

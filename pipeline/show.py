@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 from contract import kept
@@ -46,6 +46,14 @@ def verify(path: StorePath) -> str:
     return f"{store.path}: {checked} shards are as they were written"
 
 
+def cosines(found: Mapping[str, Mapping[str, float]]) -> str:
+    """By field, how close a lower precision comes to float32."""
+    told = [
+        f"{name} {cosine['mean']:.6f} (least {cosine['least']:.6f})" for name, cosine in found.items() if cosine
+    ]
+    return ", ".join(told) or "nothing could be compared"
+
+
 def _items(store: TargetStore) -> Iterator[str]:
     manifest = store.manifest
     yield f"{store.path}: dataset {manifest.dataset}, files under {manifest.media_root}"
@@ -71,6 +79,12 @@ def _fieldset(store: TargetStore, key: str) -> Iterator[str]:
     gate = store.gate(key)
     if gate is not None:
         yield f"  gate: {gate['what']} {gate['value']:.1%}, chance {gate['chance']:.1%}"
+    if "cosine_with_float32" in fieldset.provenance:
+        yield f"  cosine with float32: {cosines(fieldset.provenance['cosine_with_float32'])}"
+    halved = store.halved(key)
+    if halved:
+        smallest = min(halved.values())
+        yield f"  memory ran out: {len(halved)} shards were computed with at most {smallest} views at a time"
     errors, clipped = store.losses(key)
     for field in fieldset.fields:
         about = ", ".join(f"{name} {value}" for name, value in field.about.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,6 +115,71 @@ def test_second_teacher_is_scored_on_the_words_that_are_stored(coloured) -> None
     assert gate_of(coloured, "--config", "second.yaml") == f"gate: image/second: text-to-image{figures}"
 
 
+TOWERS = """
+import torch
+
+COLOURS = {colours}
+
+
+class Tower(torch.nn.Module):
+    about = {{"embedding": {{"space": "colours"}}}}
+
+
+class Images(Tower):
+    def forward(self, pixels):
+        return {{"embedding": pixels.unflatten(2, (2, -1)).mean(dim=(3, 4)).flatten(1) - 0.5}}
+
+
+class Captions(Tower):
+    def forward(self, captions):
+        words = [caption.split() for caption in captions]
+        found = [[COLOURS.get(word, (0, 0, 0)) for word in (row[0], row[-1])] for row in words]
+        return {{"embedding": torch.tensor(found).div(255).sub(0.5).transpose(1, 2).flatten(1)}}
+
+
+def images():
+    return Images()
+
+
+def captions():
+    return Captions()
+"""
+
+
+@pytest.fixture
+def towers(coloured: Any) -> Any:
+    """The photographs of two colours with a dual encoder, whose towers give the same vector of both."""
+    (coloured.folder / "colour_towers.py").write_text(TOWERS.format(colours=COLOURS))
+    view = {"input_size": [3, 16, 16], "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bilinear"}
+    image = {"kind": "custom", "factory": "colour_towers:images", "preprocessing": view}
+    text = {"kind": "custom", "factory": "colour_towers:captions"}
+    coloured.encoders = {"image": {"teacher": image}, "text": {"tokens": text}}
+    coloured.configure(gate={"num_samples": 256})
+    return coloured
+
+
+def test_dual_encoder_is_scored_by_the_cosine_of_its_two_embeddings(towers) -> None:
+    line = gate_of(towers)
+    assert re.match(r"gate: image/teacher: text-to-image R@\d+ among 96, by cosine, (9\d|100)\.", line), line
+    # Once more, on the captions' embeddings that are stored.
+    image = towers.encoders["image"]["teacher"]
+    towers.write("second.yaml", {"encoders": {"image": {"second": image}}})
+    assert "among 96, by cosine, " in gate_of(towers, "--config", "second.yaml")
+
+
+def test_dual_encoder_of_captions_of_other_photographs_is_refused(towers) -> None:
+    describe(towers, [*towers.captions[1:], towers.captions[0]])
+    message = towers.error_of(*towers.arguments())
+    assert "among 96, by cosine, " in message
+    assert "no better than guessing" in message
+
+
+def test_dual_encoder_without_its_text_tower_is_scored_by_a_linear_map(towers) -> None:
+    towers.encoders["text"] = {"tokens": {"kind": "ngrams", "max_length": 8, "width": 64}}
+    towers.configure(gate={"num_samples": 256})
+    assert "among 32, by a linear map, " in gate_of(towers)
+
+
 def test_labels_of_the_teachers_classes_give_its_accuracy(scenes) -> None:
     line = gate_of(scenes)
     assert line.startswith("gate: image/teacher: top-1 accuracy 9")
@@ -143,7 +209,7 @@ def test_other_weights_under_the_same_name_are_scored_anew(scenes) -> None:
 
 
 def _shuffle_classes(project: Any, order: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-    weights = load_file(SHIPPED / "pipeline/sources/scenes/teacher.safetensors")
+    weights = load_file(SHIPPED / "pipeline/sources/scenes/teacher/model.safetensors")
     shuffled = {name: value[order] if name.startswith("head.") else value for name, value in weights.items()}
     if bias is not None:
         shuffled["head.bias"] = bias.to(shuffled["head.bias"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from contract.store import TargetStore
 from contract.views import Item
-from encoders import TimmClassifier
+from encoders import TimmImage
 
 
 def test_stored_rows_equal_direct_calls_of_timm(large) -> None:
@@ -22,7 +23,7 @@ def test_stored_rows_equal_direct_calls_of_timm(large) -> None:
     args = large.encoders["image"]["teacher"]["model_args"]
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False, **args).eval()
     model.load_state_dict(load_file(large.folder / "teacher.safetensors"))
-    view = TimmClassifier(model="vit_tiny_patch16_224", model_args=args).view()
+    view = TimmImage(model="vit_tiny_patch16_224", model_args=args).view()
     images = [view.load(Item(id="", file=large.data / f"images/{row}.png")) for row in rows]
     with torch.inference_mode():
         batch = (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
@@ -34,11 +35,11 @@ def test_stored_rows_equal_direct_calls_of_timm(large) -> None:
 
 
 def test_run_that_is_killed_again_and_again_continues_to_the_same_bytes(large) -> None:
-    # Of int8, with augmented views and with inputs that can't be decoded; the constants stand before any commit.
-    commits, made = large.store / "precept/commits/image/teacher", large.store / "image/teacher/zarr.json"
-    for num_commits in range(3):
-        large.run_until(lambda n=num_commits: made.exists() and len(list(commits.glob("*.json"))) == n)
-        assert large.opened().missing("image/teacher") == list(range(num_commits, 3))
+    # Of int8, with augmented views and with inputs that can't be decoded. The folder of a shard's first file is
+    # made just before that file is written, in the background of the next shard.
+    for shard in range(3):
+        large.run_until((large.store / f"image/teacher/patch_embeddings/c/{shard}").exists)
+        assert set(large.opened().missing("image/teacher")) - {shard} == set(range(shard + 1, 3))
     large.precompute()
     assert large.content() == large.restore()
 
@@ -97,6 +98,69 @@ def test_ray_stores_the_same_values(large, ray_session) -> None:
         key: fieldset.fingerprint for key, fieldset in local.fieldsets.items()
     }
     assert ray.quarantined("image/teacher") == local.quarantined("image/teacher")
+
+
+TOWER = """
+import torch
+
+
+class Greys(torch.nn.Module):
+    def forward(self, pixels):
+        return {"features": pixels.mean(dim=(2, 3))}
+
+
+def greys():
+    return Greys()
+"""
+
+
+def test_actors_find_a_users_own_module_in_the_folder_of_the_run(project, ray_session) -> None:
+    (project.folder / "greys_of_a_user.py").write_text(TOWER)
+    view = {"input_size": [3, 16, 16], "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bilinear"}
+    teacher = {"kind": "custom", "factory": "greys_of_a_user:greys", "preprocessing": view}
+    project.encoders = {"image": {"teacher": teacher}}
+    project.configure()
+    project.precompute("--engine", "ray")
+    ray = project.opened().load("image/teacher/features", range(30))
+    project.precompute("--store", "stores/local.zarr")
+    local = TargetStore.open(project.folder / "stores/local.zarr").load("image/teacher/features", range(30))
+    np.testing.assert_allclose(ray, local, atol=1e-3)
+    assert ray.any(axis=1).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["workers.decoders=5"], "workers.resources.decoder: 5 with CPU 1 each are wanted, .* have room for 2;"),
+        (["workers.resources.teacher.num_gpus=1"], "workers.resources.teacher: 1 with GPU 1 each .* room for 0;"),
+        (
+            ["workers.decoders=1", "workers.resources.decoder.custom.reading=2"],
+            "workers.resources.decoder: 1 with CPU 1, reading 2 each .* room for 0; change that, workers.actors or",
+        ),
+    ],
+)
+@pytest.mark.timeout(120)
+def test_actors_for_which_there_is_no_room_are_one_line(
+    project, ray_session, settings: list[str], told: str
+) -> None:
+    message = project.error_of(
+        *project.arguments("--engine", "ray"), *(part for setting in settings for part in ("--set", setting))
+    )
+    assert re.search(told, message), message
+
+
+def test_decoders_feed_a_teacher_the_same_views(project, ray_session) -> None:
+    decoders = ("--set", "workers.decoders=2", "--set", "workers.resources.decoder.num_cpus=0.5")
+    (project.data / "images/3.png").write_bytes(b"no image")
+    project.precompute("--engine", "ray", "--views", "2", *decoders)
+    project.precompute("--store", "stores/local.zarr", "--views", "2")
+    ray, local = project.opened(), TargetStore.open(project.folder / "stores/local.zarr")
+    for name in ("features", "logits", "view_parameters"):
+        values = (store.load(f"image/teacher/{name}", range(30), views=2) for store in (ray, local))
+        np.testing.assert_allclose(*values, atol=2e-3)
+    assert ray.quarantined("image/teacher") == local.quarantined("image/teacher")
+    texts = (store.load("text/tokens/token_embeddings", range(60)) for store in (ray, local))
+    np.testing.assert_array_equal(*texts)
 
 
 def test_error_inside_an_actor_leaves_as_one_line(project, ray_session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,45 @@ def small_whole(small_once: Any) -> dict[str, bytes]:
 
 def _mtime(file: Path) -> int:
     return file.stat().st_mtime_ns
+
+
+def test_items_of_a_tar_are_computed_again(project) -> None:
+    with tarfile.open(project.data / "shard.tar", "w") as shard:
+        for number in range(30):
+            shard.add(project.data / f"images/{number}.png", f"{number:02}.png")
+    about = {"name": "tiny", "title": "Tiny", "homepage": "none", "licence": "none"}
+    project.write("tiny.yaml", about | {"source": {"kind": "webdataset"}})
+    del project.encoders["text"]
+    project.configure()
+    project.precompute()
+    whole = project.content()
+    flip_byte(project.store / "image/teacher/logits/c/0/0")
+    assert project.call(*REPAIR).exit_code == 0
+    assert project.content() == whole
+
+
+def test_functions_that_a_store_names_are_run_only_when_asked(project) -> None:
+    (project.folder / "mine.py").write_text(MINE)
+    preprocessing = {"input_size": [3, 8, 8], "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bilinear"}
+    teacher = {"kind": "custom", "factory": "mine:make", "preprocessing": preprocessing}
+    project.encoders = {"image": {"teacher": teacher}}
+    project.configure()
+    project.precompute()
+    whole = project.content()
+    flip_byte(project.store / "image/teacher/features/c/0/0")
+    message = project.error_of(*REPAIR)
+    assert "were made by code that the store names: mine:make; if it is yours, `pipeline repair" in message
+    assert project.call(*REPAIR, "--run-code").exit_code == 0
+    assert project.content() == whole
+
+
+MINE = """
+import torch
+
+class Mean(torch.nn.Module):
+    def forward(self, images):
+        return {"features": images.mean(dim=(2, 3))}
+
+def make():
+    return Mean()
+"""

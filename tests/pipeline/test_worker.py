@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ import torch
 from PIL import Image
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from contract.store import TargetStore
 from contract.views import Item
-from pipeline.worker import pooled
+from pipeline import plan
+from pipeline.decoding import Decoder
+from pipeline.worker import ShardWorker, cosine, pooled
 
 NUM_VIEWS = 3
 
@@ -148,8 +153,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real BERT of a small configuration, which knows the words of the photographs' captions."""
     path = tmp_path_factory.mktemp("bert")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "photograph", "with", "noise", *map(str, range(30))]
-    (path / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab_file=str(path / "vocab.txt")).save_pretrained(path)
+    BertTokenizerFast(vocab={word: number for number, word in enumerate(words)}).save_pretrained(path)
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(vocab_size=len(words), **small)).save_pretrained(path)
@@ -170,10 +174,8 @@ def test_looked_up_tokens_are_those_of_the_float_path(project, bert: Path) -> No
     assert ids.any()
     assert store.fieldsets["text/ids"].row_bytes == 4 * 9 + 4
     shown = project.call("show", "stores/tiny.zarr").out
-    assert (
-        "token_embeddings: [9, 16] as lookup, 36 bytes a sample, error: one minus cosine 0, relative rmse 0"
-        in shown
-    )
+    assert "token_embeddings: [9, 16] as lookup, 36 bytes a sample, error: one minus cosine " in shown
+    assert ", relative rmse 0 (layer embeddings)" in shown
 
 
 def test_scales_are_measured_on_what_is_stored(project) -> None:
@@ -205,3 +207,169 @@ def test_padding_is_left_out_of_the_mean_of_tokens() -> None:
     tokens = np.array([[[1.0, 3.0], [3.0, 5.0], [9.0, 9.0]], [[9.0, 9.0]] * 3])
     np.testing.assert_array_equal(pooled(tokens, np.array([2, 0])), [[2.0, 4.0], [0.0, 0.0]])
     np.testing.assert_array_equal(pooled(tokens[1:], None), [[9.0, 9.0]])
+
+
+LIMITED = """
+import torch
+
+
+class Means(torch.nn.Module):
+    def __init__(self, limit, width):
+        super().__init__()
+        self.limit, self.width = limit, width
+
+    def forward(self, pixels):
+        if len(pixels) > self.limit and pixels.any():  # what it gives is found out with zeros
+            raise MemoryError
+        means = pixels.mean(dim=(2, 3)).tile(1, self.width)
+        return {"features": means, "patches": means[:, None].tile(1, 200, 1)}
+
+
+def means(limit, width=1):
+    return Means(limit, width)
+"""
+
+
+def limited(project: Any, limit: int, width: int = 1, **more: Any) -> None:
+    """The teacher is one that runs out of memory beyond so many views."""
+    (project.folder / "limited.py").write_text(LIMITED)
+    view = {"input_size": [3, 16, 16], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+    teacher = {"kind": "custom", "factory": "limited:means", "args": {"limit": limit, "width": width}}
+    project.encoders = {"image": {"teacher": teacher | {"batch_size": 16, "preprocessing": view} | more}}
+    project.configure()
+
+
+def test_batches_are_halved_where_memory_runs_out_and_that_is_said_recorded_and_shown(project) -> None:
+    limited(project, 100)
+    project.precompute("--store", "stores/whole.zarr")
+    limited(project, 5)
+    outcome = project.call(*project.arguments())
+    assert outcome.exit_code == 0, outcome.err
+    told = [line for line in outcome.err.splitlines() if "memory ran out" in line]
+    assert told == [
+        "note: image/teacher: memory ran out on 16 views; from here on 4 at a time go through the encoder"
+    ]
+    store, whole = project.opened(), TargetStore.open(project.folder / "stores/whole.zarr")
+    assert store.fieldsets["image/teacher"].batch_size == 16
+    assert store.halved("image/teacher") == {0: 4}
+    shown = project.call("show", "stores/tiny.zarr").out
+    assert "memory ran out: 1 shards were computed with at most 4 views at a time" in shown
+    assert whole.halved("image/teacher") == {}
+    assert "memory ran out" not in project.call("show", "stores/whole.zarr").out
+    for name in ("features", "patches"):
+        values = (one.load(f"image/teacher/{name}", range(30)) for one in (store, whole))
+        np.testing.assert_array_equal(*values)
+
+
+def test_a_view_that_does_not_fit_is_one_line(project) -> None:
+    limited(project, 0)
+    message = project.error_of(*project.arguments())
+    assert "image/teacher: memory ran out on a single view; choose a smaller model" in message
+    assert project.opened().missing("image/teacher") == [0]
+
+
+def test_a_lower_precision_is_compared_with_float32(project) -> None:
+    project.encoders["image"]["teacher"]["precision"] = "bfloat16"
+    project.configure()
+    outcome = project.call(*project.arguments())
+    assert outcome.exit_code == 0, outcome.err
+    (line,) = [line for line in outcome.err.splitlines() if "cosine of bfloat16 with float32" in line]
+    cosines = project.opened().fieldsets["image/teacher"].provenance["cosine_with_float32"]
+    assert set(cosines) == {"patch_embeddings", "features", "logits"}
+    for name, found in cosines.items():
+        assert 0.9 < found["least"] <= found["mean"] < 1
+        assert f"{name} {found['mean']:.6f} (least {found['least']:.6f})" in line
+    told = line.partition("float32: ")[2]
+    assert f"cosine with float32: {told}" in project.call("show", "stores/tiny.zarr").out
+    # It is no part of what makes the FieldSet what it is.
+    assert project.precompute().endswith("was complete already\n")
+
+
+def test_float32_is_compared_with_nothing(project) -> None:
+    assert "cosine of" not in project.call(*project.arguments()).err
+    assert "cosine with float32" not in project.call("show", "stores/tiny.zarr").out
+
+
+def test_nothing_that_can_be_decoded_is_nothing_to_compare(project) -> None:
+    for file in (project.data / "images").glob("*.png"):
+        file.write_bytes(b"no image")
+    project.encoders["image"]["teacher"]["precision"] = "bfloat16"
+    project.configure()
+    assert "with float32: nothing could be compared" in project.call(*project.arguments()).err
+    assert len(project.opened().quarantined("image/teacher")) == 30
+
+
+def test_cosines_are_of_vectors_that_are_finite_and_not_zero() -> None:
+    one = np.array([[[1.0, 0.0], [0.0, 0.0]], [[np.inf, 1.0], [1.0, 1.0]]])
+    other = np.array([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 1.0], [1.0, 0.0]]])
+    assert cosine(one, other) == {"mean": pytest.approx((1 + 0.5**0.5) / 2), "least": pytest.approx(0.5**0.5)}
+    assert cosine(one[:, :0], other[:, :0]) == {}
+
+
+def worker(project: Any, decoders: Decoder | None = None) -> ShardWorker:
+    """That of the large project's teacher, whose store is there."""
+    store, settings = project.opened(), project.settings()
+    task = plan.task(
+        store.fieldsets["image/teacher"], settings.encoders.image["teacher"], settings.views, store.manifest, store
+    )
+    return ShardWorker(store, task, settings.workers, decoders)
+
+
+def uncommit(project: Any) -> dict[str, bytes]:
+    """A whole store of three shards without any commit of them; returns what it was."""
+    whole: dict[str, bytes] = project.restore()
+    for shard in range(3):
+        project.opened().discard("image/teacher", shard)
+    return whole
+
+
+def writers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("write")]
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, GeneratorExit], ids=lambda end: end.__name__)
+def test_a_run_that_ends_early_has_written_what_it_was_writing(large, end: type[BaseException]) -> None:
+    whole = uncommit(large)
+    computing, num_rows = worker(large).compute([0, 1, 2]), 0
+    while num_rows < 256:  # the first shard is full, and is being written
+        num_rows += next(computing).num_rows
+    with pytest.raises(end):
+        computing.throw(end)
+    assert not writers()
+    assert large.opened().missing("image/teacher") == [1, 2]
+    large.precompute()
+    assert large.content() == whole
+
+
+def test_an_error_of_the_writer_ends_the_run_with_its_own_line(large) -> None:
+    whole = uncommit(large)
+    blocked = large.store / "image/teacher/logits/c/1"
+    shutil.rmtree(blocked)
+    blocked.write_bytes(b"in the way")
+    message = large.error_of(*large.arguments())
+    assert message == "error: [Errno 20] Not a directory: 'stores/tiny.zarr/image/teacher/logits/c/1/0'"
+    assert 1 in large.opened().missing("image/teacher")
+    assert not writers()
+    blocked.unlink()
+    large.precompute()
+    assert large.content() == whole
+
+
+def test_the_next_shard_is_decoded_while_one_is_computed(large) -> None:
+    uncommit(large)
+    asked: list[range] = []
+
+    class Asked(Decoder):
+        def submit(self, rows: Any, num_views: int) -> Any:
+            asked.append(rows)
+            return super().submit(rows, num_views)
+
+    store, settings = large.opened(), large.settings()
+    view = settings.encoders.image["teacher"].view()
+    asking = Asked(store.manifest, "image", view, settings.views, 1)
+    computing, num_rows = worker(large, asking).compute([0, 1]), 0
+    while num_rows < 240:
+        num_rows += next(computing).num_rows
+    assert num_rows < 256
+    assert max(rows.stop for rows in asked) > 256
+    computing.close()
