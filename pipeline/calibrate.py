@@ -171,7 +171,8 @@ def _named(device: str) -> tuple[str, bool]:
 
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device), True
-    return (f"{torch.get_num_threads()} CPU cores" if device == "cpu" else device), False
+    num_cores = torch.get_num_threads()
+    return (f"{num_cores} CPU core{'s' if num_cores > 1 else ''}" if device == "cpu" else device), False
 
 
 def _file(dataset: str, task: Task) -> Path:

@@ -154,7 +154,8 @@ class ShardWorker:
         return {name: cosine(low[name], high[name]) for name in names}
 
     def _forward_of(self, encoder: Encoder) -> Forward:
-        return Forward(lambda: encoder.build(self.device), self.fieldset.key)
+        device = self.device  # a reference to the worker would keep its weights until the garbage is collected
+        return Forward(lambda: encoder.build(device), self.fieldset.key)
 
     def _calibrated(self, field: Field, rows: Rows, sample: Array) -> Arrays:
         try:

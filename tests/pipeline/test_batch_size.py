@@ -36,10 +36,10 @@ def test_it_is_the_largest_power_of_two_that_fits(limit: int, expected: int) -> 
 
 def test_a_cpu_gets_the_usual_batch_and_more_only_where_that_is_as_fast() -> None:
     class Overdone(Slow):
-        """Slower by the view beyond eight of them."""
+        """The slower by the view, the more there are beyond eight."""
 
         def __call__(self, views: Sequence[Any]) -> dict[str, Any]:
-            time.sleep(0.002 * len(views) * (1 if len(views) <= 8 else 1.5))
+            time.sleep(0.002 * len(views) * max(1, len(views) / 8))
             return {}
 
     assert largest(Overdone(), ["a"], "cpu", 1) == 8

@@ -40,7 +40,7 @@ def test_rows_a_second_hours_and_bytes_are_printed_and_nothing_is_left_behind(sc
         assert found, line
         assert float(found[1].replace(",", "")) > 0
     assert re.fullmatch(
-        r"on this machine \((\d+ CPU cores|.*)\): [\d.]+ s, [\d.e-]+ GPU-hours.*, [\d.]+ MB", printed[-1]
+        r"on this machine \((\d+ CPU cores?|.*)\): [\d.]+ s, [\d.e-]+ GPU-hours.*, [\d.]+ MB", printed[-1]
     )
     assert {file for file in scenes.folder.rglob("*") if "cache" not in file.parts} == before
 

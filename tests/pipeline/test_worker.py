@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +356,24 @@ def test_an_error_of_the_writer_ends_the_run_with_its_own_line(large) -> None:
     blocked.unlink()
     large.precompute()
     assert large.content() == whole
+
+
+def test_a_worker_that_is_let_go_of_takes_its_weights_and_threads_with_it(large) -> None:
+    uncommit(large)
+    working = worker(large)
+    for progress in working.compute([0]):
+        assert progress.num_rows <= 256
+    gone, threads = weakref.ref(working._forward.model), threading.active_count()
+    gc.disable()
+    try:
+        del working
+        assert gone() is None
+        deadline = time.monotonic() + 10
+        while threading.active_count() >= threads and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert threading.active_count() < threads
+    finally:
+        gc.enable()
 
 
 def test_the_next_shard_is_decoded_while_one_is_computed(large) -> None:
