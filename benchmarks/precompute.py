@@ -4,7 +4,7 @@
 
 Three ways to put photographs through the same frozen teacher on this machine, in turn, each in its own process:
 
-    bare    two threads decode with timm's own transform while the model runs; nothing is written
+    bare    two threads decode, resize and crop with timm's own transform while the model runs; nothing is written
     local   `pipeline precompute --engine local`
     ray     `pipeline precompute --engine ray`
 
@@ -117,7 +117,12 @@ def figures(first: float, num_first: int, num_images: int) -> dict[str, float]:
 
 
 def bare(options: argparse.Namespace) -> dict[str, float]:
-    """What one would write by hand: a pool that decodes some batches ahead, and the model."""
+    """What one would write by hand: a pool that decodes some batches ahead, and the model.
+
+    The batch is normalised as a whole: the tensor part of timm's transform, in two threads beside the model, would
+    take half of the machine away from it.
+    """
+    import numpy as np
     import timm
     import torch
     from PIL import Image
@@ -126,11 +131,13 @@ def bare(options: argparse.Namespace) -> dict[str, float]:
     root, files = photographs(options)
     model = timm.create_model(options.model, pretrained=False).eval()
     model.load_state_dict(load_file(options.work / "teacher.safetensors"))
-    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    data = timm.data.resolve_data_config({}, model=model)
+    resize, crop, *_ = timm.data.create_transform(**data).transforms
+    mean, std = (torch.tensor(data[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
 
-    def decode(file: str) -> torch.Tensor:
+    def decode(file: str) -> np.ndarray:
         with Image.open(root / file) as image:
-            return transform(image.convert("RGB"))
+            return np.asarray(crop(resize(image.convert("RGB"))))
 
     first, num_first = 0.0, 0
     ahead: deque[list[object]] = deque()
@@ -139,7 +146,8 @@ def bare(options: argparse.Namespace) -> dict[str, float]:
         for batch in [*batches, *[[]] * BATCHES_AHEAD]:
             ahead.append([pool.submit(decode, file) for file in batch])
             if len(ahead) > BATCHES_AHEAD:
-                images = torch.stack([future.result() for future in ahead.popleft()])
+                stacked = np.stack([future.result() for future in ahead.popleft()])
+                images = (torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255 - mean) / std
                 features = model.forward_features(images)
                 model.forward_head(features).numpy()
                 if not first:

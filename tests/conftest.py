@@ -18,6 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# An example takes as long as the machine lets it.
+settings.register_profile("precept", deadline=None)
+settings.load_profile("precept")
 
 _clients_of: list[tuple[str, ...]] = []
 REQUEST = re.compile(r'"(?:\x1b\[[0-9;]*m)*(GET|PUT|HEAD|POST|DELETE) (\S+)')
