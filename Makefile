@@ -1,7 +1,7 @@
 # make demo   set up, then precompute, train and evaluate on the embedded default
 # make test   set up, then run the tests
 # make check  format, lint, types, import rules and tests: what a commit must pass
-# make bench  the store against its floor and its peers (a quarter of an hour, 11 GB of disk)
+# make bench  store and evaluation against their floors and peers (25 minutes, 17 GB of disk)
 # make soak   a fault campaign: writers killed, files altered (ten minutes)
 
 PYTHON ?= python3
@@ -39,6 +39,9 @@ check: lint test
 bench: $(VENV)/.dev
 	$(UV) --requirement benchmarks/requirements-store.txt
 	$(BIN)/python benchmarks/store.py
+	$(BIN)/python -m venv runs/peers
+	$(BIN)/uv pip install --quiet --python runs/peers/bin/python --requirement benchmarks/requirements-evaluation.txt
+	$(BIN)/python benchmarks/evaluation.py --peer-python runs/peers/bin/python
 
 soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/soak.py

@@ -327,10 +327,12 @@ class TargetStore:
         """The constants of a FieldSet's fields, by name, once their checksums have been found right."""
         return self._arrays[key].constants
 
-    def load(self, reference: str, rows: Sequence[int] | Rows, *, views: int | Rows = 0) -> Array:
-        """Rows of a field, decoded to its logical dtype, [len(rows), *shape]."""
-        constants = self.constants(reference.rpartition("/")[0])
-        return cast(Array, self.field(reference).decode(self.read(reference, rows, views=views), constants, np))
+    def load(
+        self, reference: str, rows: Sequence[int] | Rows, *, views: int | Rows = 0, check: bool = False
+    ) -> Array:
+        """Rows of a field, decoded to its logical dtype, [len(rows), *shape]; `check` verifies their checksums."""
+        stored = self.read(reference, rows, views=views, check=check)
+        return cast(Array, self.field(reference).decode(stored, self.constants(reference.rpartition("/")[0]), np))
 
     def quarantined(self, key: str) -> list[Quarantined]:
         """The inputs of a FieldSet that could not be decoded, by row."""
