@@ -1,12 +1,9 @@
-"""Exhaustive search: every query is compared with the whole gallery (FAISS IndexFlatIP), so its recall is 1."""
+"""Exhaustive search: every query is compared with the whole gallery, so its recall is 1."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,10 +12,6 @@ class Flat:
 
     kind: Literal["flat"] = "flat"
 
-    def build(self, gallery: npt.NDArray[np.float32]) -> Any:
-        """A FAISS index over `gallery`, float32 [n, d] of unit length."""
-        import faiss
-
-        index = faiss.IndexFlatIP(gallery.shape[1])
-        index.add(gallery)
-        return index
+    def factory(self, num_vectors: int, width: int) -> str:
+        """FAISS's factory string for a gallery [num_vectors, width]."""
+        return "Flat"
