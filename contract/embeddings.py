@@ -1,6 +1,7 @@
 """Where a run keeps what its student says: a student store for each dataset, written by `trainer`, read by `eval`.
 
-RUN/embeddings/<dataset>.zarr     its splits val and test; FieldSet `student`, field `embedding`, unit length
+RUN/embeddings/<dataset>.zarr     FieldSet `student`, field `embedding`, unit length; its splits val and test, which
+                                  every run embeds at its end, and those that `trainer embed` was asked for
 """
 
 from __future__ import annotations

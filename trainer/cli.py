@@ -16,12 +16,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _verbs() -> None:
-    # Without a callback, Typer would make a program of one verb into that verb.
-    pass
-
-
 @app.command()
 def run(
     config: Annotated[
@@ -68,3 +62,26 @@ def run(
         again = f"trainer run --run {begun.path} --resume"
         raise RunError(f"interrupted; `{again}` continues after the last whole epoch") from None
     typer.echo(str(begun.path))
+
+
+@app.command()
+def embed(
+    run: Annotated[Path, typer.Option("--run", help="The folder of a finished run.")],
+    split: Annotated[
+        list[str] | None,
+        typer.Option("--split", help="train, val or test; may be repeated; default: val and test."),
+    ] = None,
+    store: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--store", help="Of any dataset that the same encoders filled; default: the run's own stores."
+        ),
+    ] = None,
+) -> None:
+    """Embed more with a run's best checkpoint: the training split, or a dataset that it never saw."""
+    from contract.storage import store_path
+    from trainer import runs, student_stores
+
+    found = student_stores.grow(runs.resume(run, []), split or (), [store_path(name) for name in store or ()])
+    for path in found:
+        typer.echo(str(path))

@@ -1,21 +1,23 @@
-"""Embeddings: of rows of a store, and of its validation and test splits as a student store, which `eval` reads."""
+"""Embeddings: of rows of a store, and of its splits as a student store, which `eval` reads."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from contract.embeddings import FIELD, FIELDSET, SPLITS
 from contract.encodings import Float32
+from contract.manifest import SPLITS as MANIFEST_SPLITS
 from contract.manifest import Rows
 from contract.schema import Field, FieldSet, shard_rows
 from contract.store import Quarantined, TargetStore
@@ -55,15 +57,31 @@ def write_student_store(
     device: Device,
 ) -> bool:
     """Write a store with every item of val and test and its embedding [width]; False if there are none."""
-    manifest = store.manifest.select(SPLITS)
+    shutil.rmtree(path, ignore_errors=True)  # of an earlier attempt: all of it is made again from the checkpoint
+    return grow_student_store(path, student, width, store, inputs, provenance, device, SPLITS)
+
+
+def grow_student_store(
+    path: Path,
+    student: nn.Module,
+    width: int,
+    store: TargetStore,
+    inputs: Mapping[str, Input],
+    provenance: Mapping[str, Any],
+    device: Device,
+    splits: Collection[str],
+) -> bool:
+    """Add every item of these splits and its embedding [width] to a store; False if there are none.
+
+    What is there stays as it is: rows are appended, and a call that was killed is continued by the same one.
+    """
+    manifest = store.manifest.select([name for name in MANIFEST_SPLITS if name in splits])
     modalities = [modality for modality in inputs if manifest.num_rows(modality)]
     if not modalities:
         return False
-    shutil.rmtree(path, ignore_errors=True)  # of an earlier attempt: all of it is made again from the checkpoint
     written = TargetStore.create(path, manifest)
     for modality in modalities:
         input_ = inputs[modality]
-        rows = np.sort(np.concatenate([store.manifest.rows(modality, split) for split in SPLITS]))
         field = Field(name=FIELD, shape=(width,), encoding=Float32(), about={"norm": 1.0})
         fieldset = FieldSet(
             name=FIELDSET,
@@ -74,9 +92,11 @@ def write_student_store(
             provenance=provenance,
         )
         written.add(fieldset)
+        ids, source_ids = (one.manifest.items[modality].column("id") for one in (written, store))
+        rows = pc.index_in(ids, value_set=source_ids).to_numpy().astype(np.int64)
         faults = {entry.row: entry for entry in store.quarantined(input_.key)}
-        for shard in tqdm(range(written.num_shards(fieldset.key)), f"embed {modality}", file=sys.stderr):
-            new_rows = written.shard_rows(fieldset.key, shard)
+        for shard in tqdm(written.missing(fieldset.key), f"embed {modality}", file=sys.stderr):
+            new_rows = written.shard_rows(fieldset.key, shard)[written.kept_rows(fieldset.key, shard) :]
             old_rows = rows[new_rows.start : new_rows.stop]
             embeddings = embed(student, store, modality, input_, old_rows, device)
             quarantined = [

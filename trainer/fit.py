@@ -16,13 +16,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from contract import embeddings, fingerprint
 from contract.errors import RunError, StoreError
 from contract.store import writing
-from trainer import teacher
+from trainer import student_stores, teacher
 from trainer.batch import Batch, Forward
 from trainer.device import Device
-from trainer.embed import write_student_store
 from trainer.loader import Loader
 from trainer.metrics import Metrics
 from trainer.recipes import Recipe
@@ -52,27 +50,8 @@ def fit(run: Run) -> None:
                     "store, and make it anew if it is whole"
                 )
         _train(run, state, validation, teachers)
-        _embed(run, state)
+        student_stores.write(run, state)
         run.finish()
-
-
-def _embed(run: Run, state: State) -> None:
-    """Write the student store of each dataset, from the best checkpoint."""
-    recipe, streams = run.recipe, run.streams
-    state.restore_student(run.best)
-    for store, inputs in streams.stores:
-        provenance = {
-            "recipe": {"name": recipe.name, "weights": fingerprint.of_file(run.best)},
-            "run": str(run.path),
-            "checkpoint": "best",
-            "store": str(store.path),
-            "trained": sorted({stream.kind for stream in streams.streams}),
-            "train_splits": sorted({stream.split for stream in streams.streams if stream.store is store}),
-        }
-        path = embeddings.path(run.path, store.manifest.dataset)
-        width = recipe.student.embedding_dim
-        if not write_student_store(path, state.student, width, store, inputs, provenance, state.device):
-            print(f"{store.path}: no items in val or test: nothing to evaluate", file=sys.stderr)
 
 
 def _train(
@@ -143,11 +122,13 @@ def _end_epoch(
     is_best = is_last and not validation
     if validation and (is_last or epoch % recipe.validation.every_epochs == 0):
         metric = recipe.validation.metric
-        figures = {dataset: set_.retrieve(state.student, state.device) for dataset, set_ in validation.items()}
+        found = {dataset: set_.measure(state.student, state.device) for dataset, set_ in validation.items()}
+        figures = {dataset: one.retrieval for dataset, one in found.items()}
         score = float(np.mean([set_.score(figures[dataset], metric) for dataset, set_ in validation.items()]))
         is_best = score > state.best
         state.best = max(score, state.best)
-        metrics.write_validation(state.step, epoch, figures, score)
+        neighbours = {dataset: one.neighbours for dataset, one in found.items() if one.neighbours}
+        metrics.write_validation(state.step, epoch, figures, neighbours, score)
         shown = [
             f"{direction} {values[metric]:.1f}"
             for by_direction in figures.values()

@@ -51,9 +51,12 @@ class Metrics:
         self.restart_clock()
         return line
 
-    def write_validation(self, step: int, epoch: int, validation: Mapping[str, Any], score: float) -> None:
-        """Write a validation's figures by dataset and direction."""
-        self._write({"step": step, "epoch": epoch, "validation": validation, "score": score})
+    def write_validation(
+        self, step: int, epoch: int, validation: Mapping[str, Any], neighbours: Mapping[str, Any], score: float
+    ) -> None:
+        """Write a validation's figures by dataset and direction, and those of neighbours where there are any."""
+        line = {"step": step, "epoch": epoch, "validation": validation, "score": score}
+        self._write(line | ({"neighbours": neighbours} if neighbours else {}))
 
     def write_teachers(self, step: int, accuracies: Mapping[str, float]) -> None:
         """Write the accuracy of the teachers, restored from the stored targets."""

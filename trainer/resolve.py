@@ -70,6 +70,28 @@ def usable_pairs(
     return kept[np.lexsort((kept[:, 1], kept[:, 0]))]
 
 
+def inputs_like(recipe: Recipe, streams: Streams, store: TargetStore) -> dict[str, Input]:
+    """The inputs of a store that a run was not trained on, for each of its adapters that the store can feed.
+
+    `ConfigError` where another encoder made them than the adapter was trained on.
+    """
+    computed = {fieldset.modality for fieldset in store.fieldsets.values()}
+    found = {}
+    for modality in streams.shapes():
+        if modality in computed:
+            stream = next(stream for stream in streams.streams if modality in stream.pair)
+            found[modality] = _input(recipe.inputs, store, modality, str(store.path))
+            store.require_complete([found[modality].key])
+            trained = stream.store, stream.inputs[modality].values
+            _require_same_maker(f"input {modality}", (store, found[modality].values), trained)
+    if not found:
+        raise DataError(
+            f"{store.path} has nothing that recipe {recipe.name} reads ({', '.join(streams.shapes())}); it has: "
+            f"{', '.join(store.fieldsets) or 'nothing'}"
+        )
+    return found
+
+
 def _chosen(recipe: Recipe, stores: Sequence[TargetStore]) -> Iterator[tuple[StreamConfig, TargetStore]]:
     """Each stream to be read with its store; `auto` takes what the recipe reads and some encoder has computed."""
     if recipe.streams == "auto":
@@ -186,22 +208,27 @@ def _require_dimensions(store: TargetStore, reference: str, key: str, allowed: t
 
 def _require_one_maker_per_adapter(streams: Sequence[Stream]) -> None:
     """Raise `ConfigError` where one adapter, or one target, would be fed by two different encoders."""
-    made: dict[str, tuple[Stream, str]] = {}
+    made: dict[str, tuple[TargetStore, str]] = {}
     for stream in streams:
         inputs = {f"input {modality}": input_.values for modality, input_ in stream.inputs.items()}
         for use, reference in [*inputs.items(), *((f"target {name}", ref) for name, ref in stream.targets.items())]:
-            first, other = made.setdefault(use, (stream, reference))
-            wrong = difference(_identity(stream, reference), _identity(first, other))
-            if wrong:
-                raise ConfigError(
-                    f"{use}: {stream.store.path} {reference} and {first.store.path} {other} come from different "
-                    f"encoders: {wrong}; compute both with the same one, or train them in two runs"
-                )
+            own = stream.store, reference
+            _require_same_maker(use, own, made.setdefault(use, own))
 
 
-def _identity(stream: Stream, reference: str) -> dict[str, Any]:
+def _require_same_maker(use: str, one: tuple[TargetStore, str], other: tuple[TargetStore, str]) -> None:
+    """Raise `ConfigError` if two fields, (store, reference) each, come from different encoders."""
+    wrong = difference(_identity(*one), _identity(*other))
+    if wrong:
+        raise ConfigError(
+            f"{use}: {one[0].path} {one[1]} and {other[0].path} {other[1]} come from different "
+            f"encoders: {wrong}; compute both with the same one, or train them in two runs"
+        )
+
+
+def _identity(store: TargetStore, reference: str) -> dict[str, Any]:
     key, _, name = reference.rpartition("/")
-    fieldset = stream.store.fieldsets[key]
+    fieldset = store.fieldsets[key]
     return {
         "field": name,
         "shape": list(fieldset.field(name).shape),

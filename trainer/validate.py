@@ -1,8 +1,11 @@
-"""Retrieval on the validation split during training: exact ranks, every direction that has pairs."""
+"""The validation split during training: retrieval in every direction that has pairs, classification by neighbours.
+
+Both are measured by the functions that `eval` reports with.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -13,38 +16,87 @@ from contract import ranking
 from contract.manifest import Rows
 from contract.store import TargetStore
 from trainer.device import Device
-from trainer.embed import embed
+from trainer.embed import Embeddings, embed
 from trainer.resolve import usable_rows
 from trainer.streams import Input, Streams
 
 Figures = dict[str, float | int]
 
+# Neighbours that are asked.
+KS = (1, 3)
+
 SPLIT = "val"
+# Labelled training items that are neighbours, and that ask for theirs; more would take longer than they tell.
+MOST_IN_BANK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """Figures of `retrieval` by direction, such as text-to-image, and of `neighbours` by who asks whom."""
+
+    retrieval: Mapping[str, Figures]
+    neighbours: Mapping[str, Figures]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ValidationSet:
-    """One store's validation rows, and the pairs among them: positions in `rows`, int64 [p, 2]."""
+    """One store's validation rows, and the pairs among them: positions in `rows`, int64 [p, 2].
+
+    `banks` are labelled training rows of those modalities that have labels in both splits.
+    """
 
     store: TargetStore
     inputs: Mapping[str, Input]
     rows: Mapping[str, Rows]
     pairs: Mapping[tuple[str, str], Rows]
     trained: frozenset[tuple[str, str]]
+    banks: Mapping[str, Rows]
 
-    def retrieve(self, student: nn.Module, device: Device) -> dict[str, Figures]:
-        """Figures for each direction, such as "text-to-image"."""
+    def measure(self, student: nn.Module, device: Device) -> Validated:
+        """Embed the rows once and measure all that can be."""
         embeddings = {
-            modality: embed(student, self.store, modality, self.inputs[modality], rows, device)
-            for modality, rows in self.rows.items()
+            modality: self._embed(student, device, modality, rows) for modality, rows in self.rows.items()
         }
-        found = {}
+        retrieval = {}
         for (query, gallery), pairs in self.pairs.items():
-            ids = self.store.manifest.column(gallery, "id", self.rows[gallery])
-            ranks = ranking.rank(embeddings[query], embeddings[gallery], pairs, ids)
-            figures = ranking.summarise(ranks)
-            found[f"{query}-to-{gallery}"] = figures | {"rsum": sum(figures[f"R@{k}"] for k in ranking.KS)}
+            if (name := f"{query}-to-{gallery}") not in retrieval:
+                ids = (self._ids(modality, self.rows[modality]) for modality in (query, gallery))
+                both = ranking.rank_both(embeddings[query], embeddings[gallery], pairs, *ids)
+                for way, ranks in zip((name, f"{gallery}-to-{query}"), both, strict=True):
+                    figures = ranking.summarise(ranks)
+                    retrieval[way] = figures | {"rsum": sum(figures[f"R@{k}"] for k in ranking.KS)}
+        neighbours: dict[str, Figures] = {}
+        for modality, bank in self.banks.items():
+            banked = self._embed(student, device, modality, bank)
+            neighbours |= self._classify(modality, embeddings[modality], banked)
+        return Validated(retrieval=retrieval, neighbours=neighbours)
+
+    def _classify(self, modality: str, validation: Embeddings, training: Embeddings) -> dict[str, Figures]:
+        """Either split asking the other."""
+        sides = {}
+        for split, rows, vectors in (
+            (SPLIT, self.rows[modality], validation),
+            ("train", self.banks[modality], training),
+        ):
+            labels = np.asarray(self.store.manifest.column(modality, "label", rows))
+            has_label = labels >= 0
+            sides[split] = vectors[has_label], labels[has_label], self._ids(modality, rows[has_label])
+        found = {}
+        for asking, memory in ((SPLIT, "train"), ("train", SPLIT)):
+            (queries, wanted, _), (bank, labels, ids) = sides[asking], sides[memory]
+            hits = ranking.neighbour_hits(queries, wanted, bank, labels, ids, [k for k in KS if k <= len(bank)])
+            found[f"{modality} {asking} among {memory}"] = {
+                f"{name}@{one.k}": 100.0 * float(right.mean())
+                for one in hits
+                for name, right in (("any", one.any), ("vote", one.vote))
+            } | {"num_queries": len(queries), "num_bank": len(bank)}
         return found
+
+    def _embed(self, student: nn.Module, device: Device, modality: str, rows: Rows) -> Embeddings:
+        return embed(student, self.store, modality, self.inputs[modality], rows, device)
+
+    def _ids(self, modality: str, rows: Rows) -> list[str]:
+        return self.store.manifest.column(modality, "id", rows)
 
     def score(self, figures: Mapping[str, Figures], metric: str) -> float:
         """Mean of `metric` over the trained directions."""
@@ -67,6 +119,23 @@ def validation_sets(streams: Streams, languages: str | tuple[str, ...]) -> dict[
         pairs = {pair: positions for pair, positions in directions.items() if len(positions)}
         if trained & pairs.keys():
             sets[store.manifest.dataset] = ValidationSet(
-                store=store, inputs=inputs, rows=rows, pairs=pairs, trained=trained
+                store=store,
+                inputs=inputs,
+                rows=rows,
+                pairs=pairs,
+                trained=trained,
+                banks=dict(_banks(store, rows, keys, languages)),
             )
     return sets
+
+
+def _banks(
+    store: TargetStore, validation: Mapping[str, Rows], keys: list[str], languages: str | tuple[str, ...]
+) -> Iterator[tuple[str, Rows]]:
+    """Labelled training rows, from the first to the last, of modalities whose validation rows have labels too."""
+    for modality, rows in validation.items():
+        labels = np.asarray(store.manifest.column(modality, "label"))
+        labelled = np.flatnonzero(usable_rows(store, modality, keys, "train", languages) & (labels >= 0))
+        if len(labelled) and (labels[rows] >= 0).any():
+            places = np.linspace(0, len(labelled) - 1, min(MOST_IN_BANK, len(labelled)))
+            yield modality, labelled[places.astype(np.int64)]

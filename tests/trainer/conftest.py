@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +114,12 @@ def make_store(
     splits: list[str] = SPLITS,
     model: str = "drawn",
     shapes: dict[str, tuple[int, int]] = SHAPES,
+    labels: Sequence[int] | None = None,
 ) -> TargetStore:
     """Write a store; the last shard of the FieldSets in `shards_left_out` is missing."""
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=(len(splits), 6))
-    manifest = make_manifest(dataset, splits, with_audio=with_audio)
+    manifest = make_manifest(dataset, splits, with_audio=with_audio, labels=labels)
     store = TargetStore.create(path, manifest)
     owners = {"image": np.arange(len(splits)), "audio": np.arange(len(splits))}
     owners["text"] = np.repeat(np.arange(len(splits)), 2 * NUM_CAPTIONS)
@@ -314,14 +315,17 @@ def write(
         )
 
 
-def make_manifest(dataset: str, splits: list[str], *, with_audio: bool) -> Manifest:
-    """One image, four captions (two in English, two in German) and one sound per sample."""
+def make_manifest(
+    dataset: str, splits: list[str], *, with_audio: bool, labels: Sequence[int] | None = None
+) -> Manifest:
+    """One image, four captions (two in English, two in German) and one sound per sample; images may have labels."""
     samples = range(len(splits))
     captions = [
         (sample, language, k) for sample in samples for language in ("en", "de") for k in range(NUM_CAPTIONS)
     ]
+    label = {} if labels is None else {"label": labels}
     items = {
-        "image": items_table({"id": [f"image-{s:03}" for s in samples], "split": splits}),
+        "image": items_table({"id": [f"image-{s:03}" for s in samples], "split": splits, **label}),
         "text": items_table(
             {
                 "id": [f"text-{s:03}-{language}-{k}" for s, language, k in captions],
@@ -335,4 +339,5 @@ def make_manifest(dataset: str, splits: list[str], *, with_audio: bool) -> Manif
     if with_audio:
         items["audio"] = items_table({"id": [f"audio-{s:03}" for s in samples], "split": splits})
         pairs.append(pairs_table("image", "audio", [(s, s) for s in samples]))
-    return Manifest(dataset=dataset, protocol=dataset, items=items, pairs=dict(pairs))
+    num_classes = 0 if labels is None else max(labels) + 1
+    return Manifest(dataset=dataset, protocol=dataset, items=items, pairs=dict(pairs), num_classes=num_classes)

@@ -4,19 +4,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
+from typer.testing import CliRunner
 
+from contract import embeddings
+from contract.errors import ConfigError, DataError, RunError
 from contract.store import TargetStore
+from trainer import runs, student_stores
+from trainer.cli import app
 from trainer.device import Device
 from trainer.embed import embed, write_student_store
+from trainer.fit import fit
 from trainer.recipes import Recipe
 from trainer.resolve import resolve
 from trainer.state import State
-from trainer.validate import validation_sets
 
 Make = Callable[..., Recipe]
 NewStore = Callable[..., TargetStore]
 
 CPU = Device(name="cpu", precision="float32")
+
+
+@pytest.fixture
+def finished(recipe: Make, store: TargetStore, tmp_path: Path) -> runs.Run:
+    """A run of one epoch, with its student store of val and test."""
+    run = runs.begin(recipe({"epochs": 1}), [store.path], tmp_path / "run")
+    fit(run)
+    return run
 
 
 def test_student_store_holds_the_embedding_of_every_item_of_the_splits(
@@ -63,22 +77,87 @@ def test_embedding_leaves_the_student_in_training_mode(recipe: Make, store: Targ
     assert student.training
 
 
-def test_validation_ranks_usable_rows_of_the_split_only(recipe: Make, new_store: NewStore, tmp_path: Path) -> None:
-    splits = ["train", "train", "val", "val", "val"] + ["train"] * 40
-    store = new_store(tmp_path / "tiny.zarr", splits=splits)
-    streams = resolve(recipe(), [store])
-    found = validation_sets(streams, ("en",))["tiny"]
-    assert found.rows["image"].tolist() == [2, 4]
-    assert found.rows["audio"].tolist() == [2, 3, 4]
-    assert found.pairs["text", "image"].tolist() == [[0, 0], [1, 0], [4, 1], [5, 1]]
-    assert ("text", "audio") in found.pairs
-    assert ("text", "audio") not in found.trained
-
-
-def test_modality_without_usable_validation_rows_is_left_out(
-    recipe: Make, new_store: NewStore, tmp_path: Path
+def test_training_split_is_added_and_nothing_that_was_there_changes(
+    finished: runs.Run, store: TargetStore, tmp_path: Path
 ) -> None:
-    streams = resolve(recipe({"languages": ["de"]}), [new_store(tmp_path / "tiny.zarr")])
-    found = validation_sets(streams, ("fr",))["tiny"]
-    assert set(found.rows) == {"image", "audio"}
-    assert "image-to-audio" in found.retrieve(State(recipe(), streams, CPU).student, CPU)
+    path = embeddings.path(finished.path, "tiny")
+    before = TargetStore.open(path)
+    rows = range(before.manifest.num_rows("text"))
+    assert student_stores.grow(finished, ["train"], []) == [path]
+    after = TargetStore.open(path)
+    assert after.manifest.splits("text") == {"val": 64, "test": 64, "train": 192}
+    for modality in ("image", "text", "audio"):
+        assert after.complete(f"{modality}/student")
+        assert sorted(after.manifest.column(modality, "id")) == sorted(store.manifest.column(modality, "id"))
+    assert after.manifest.column("text", "id", rows) == before.manifest.column("text", "id")
+    np.testing.assert_array_equal(*(one.load("text/student/embedding", rows) for one in (before, after)))
+    # The captions of an image stand beside it, as they did in the store that they come from.
+    pairs = {tuple(ids) for ids in zip(*pair_ids(after), strict=True)}
+    assert pairs == set(zip(*pair_ids(store), strict=True))
+    assert {entry.id for entry in after.quarantined("image/student")} == {"image-003"}
+
+
+def pair_ids(store: TargetStore) -> list[list[str]]:
+    pairs = store.manifest.positives("image", "text")
+    return [store.manifest.column(name, "id", rows) for name, rows in zip(("image", "text"), pairs.T, strict=True)]
+
+
+def test_embeddings_of_the_training_split_are_the_best_checkpoints(finished: runs.Run, store: TargetStore) -> None:
+    student_stores.grow(finished, ["train"], [])
+    state = State(finished.recipe, finished.streams, CPU)
+    state.restore_student(finished.best)
+    ((_, inputs),) = finished.streams.stores
+    written = TargetStore.open(embeddings.path(finished.path, "tiny"))
+    ids = written.manifest.column("audio", "id", written.manifest.rows("audio", "train"))
+    rows = np.array([store.manifest.column("audio", "id").index(name) for name in ids])
+    found = written.load("audio/student/embedding", written.manifest.rows("audio", "train"))
+    np.testing.assert_allclose(found, embed(state.student, store, "audio", inputs["audio"], rows, CPU), atol=1e-6)
+
+
+def test_embedding_that_was_killed_is_continued_without_naming_the_split_again(finished: runs.Run) -> None:
+    (path,) = student_stores.grow(finished, ["train"], [])
+    TargetStore.open(path).discard("image/student", 0)
+    assert not TargetStore.open(path).complete("image/student")
+    student_stores.grow(finished, [], [])
+    assert TargetStore.open(path).complete("image/student")
+    assert TargetStore.open(path).manifest.splits("image") == {"val": 16, "test": 16, "train": 48}
+
+
+def test_another_dataset_of_the_same_encoders_is_embedded_beside_the_runs_own(
+    finished: runs.Run, new_store: NewStore, tmp_path: Path
+) -> None:
+    other = new_store(tmp_path / "other.zarr", dataset="other", seed=1, with_logits=False)
+    (path,) = student_stores.grow(finished, ["train", "test"], [other.path])
+    assert path == embeddings.path(finished.path, "other")
+    written = TargetStore.open(path)
+    assert written.manifest.splits("image") == {"train": 48, "test": 16}
+    # Nothing of it was trained on, so all of it may be evaluated on.
+    assert written.fieldsets["image/student"].provenance["train_splits"] == []
+
+
+def test_dataset_of_another_encoder_is_refused(finished: runs.Run, new_store: NewStore, tmp_path: Path) -> None:
+    other = new_store(tmp_path / "other.zarr", dataset="other", model="another")
+    with pytest.raises(ConfigError, match=r"come from different encoders: recipe\.model: 'another', not 'drawn'"):
+        student_stores.grow(finished, ["test"], [other.path])
+
+
+def test_split_that_is_not_there_is_named(finished: runs.Run, new_store: NewStore, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no split 'dev'; its splits: test, train, val"):
+        student_stores.grow(finished, ["dev"], [])
+    other = new_store(tmp_path / "other.zarr", dataset="other", splits=["train"] * 40)
+    with pytest.raises(DataError, match=r"has no split 'test'; its splits: train"):
+        student_stores.grow(finished, ["test"], [other.path])
+    with pytest.raises(DataError, match=r"has no items in val or test; its splits: train; see --split"):
+        student_stores.grow(finished, [], [other.path])
+
+
+def test_unfinished_run_embeds_nothing(recipe: Make, store: TargetStore, tmp_path: Path) -> None:
+    run = runs.begin(recipe(), [store.path], tmp_path / "run")
+    with pytest.raises(RunError, match=r"run is not finished; `trainer run --run .*run --resume` finishes it"):
+        student_stores.grow(run, ["train"], [])
+
+
+def test_command_embeds_and_prints_the_student_store(finished: runs.Run) -> None:
+    done = CliRunner().invoke(app, ["embed", "--run", str(finished.path), "--split", "train"])
+    assert done.stdout == f"{embeddings.path(finished.path, 'tiny')}\n"
+    assert TargetStore.open(done.stdout.strip()).manifest.splits("image")["train"] == 48
