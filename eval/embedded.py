@@ -56,6 +56,7 @@ def load(student: Student, *, split: str | None, language: str, say: Callable[[s
         _check_language(student, split, language)
     else:
         language = ""
+    _check_widths(student)
     items = {modality: _items(student, modality, split, language) for modality in student.modalities}
     return Embedded(
         manifest=student.store.manifest,
@@ -69,12 +70,16 @@ def _items(student: Student, modality: str, split: str, language: str) -> Items:
     store, key = student.store, f"{modality}/{FIELDSET}"
     of_split = store.manifest.rows(modality, split, languages=[language])
     rows = of_split[store.usable(modality, [key])[of_split]]
-    return Items(
-        rows=rows,
-        ids=np.array(store.manifest.column(modality, "id", rows), dtype=np.str_),
-        embeddings=store.load(f"{key}/{FIELD}", rows),
-        num_quarantined=len(of_split) - len(rows),
-    )
+    ids = np.array(store.manifest.column(modality, "id", rows), dtype=np.str_)
+    embeddings = store.load(f"{key}/{FIELD}", rows, check=True)
+    # Without an array of flags as large as the embeddings; a sum of finite values may overflow.
+    finite = np.isfinite(embeddings.min(axis=1)) & np.isfinite(embeddings.max(axis=1))
+    if not finite.all():
+        raise DataError(
+            f"{store.path}: the embeddings of {int((~finite).sum()):,} of {len(ids):,} {modality} items of split "
+            f"{split} have values that are not finite, such as that of {str(ids[np.argmin(finite)])!r}: train again"
+        )
+    return Items(rows=rows, ids=ids, embeddings=embeddings, num_quarantined=len(of_split) - len(rows))
 
 
 def _default_split(student: Student, say: Callable[[str], None]) -> str:
@@ -97,6 +102,18 @@ def _splits(student: Student) -> dict[str, int]:
         for name, count in student.store.manifest.splits(modality).items():
             counts[name] = counts.get(name, 0) + count
     return counts
+
+
+def _check_widths(student: Student) -> None:
+    """Raise `DataError` unless the embeddings of every modality are vectors of one width."""
+    shapes = {
+        modality: student.store.field(f"{modality}/{FIELDSET}/{FIELD}").shape for modality in student.modalities
+    }
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        found = ", ".join(f"{modality} {list(shape)}" for modality, shape in shapes.items())
+        raise DataError(
+            f"{student.store.path}: embeddings must be vectors of one width, and have the shapes {found}"
+        )
 
 
 def _check_language(student: Student, split: str, language: str) -> None:

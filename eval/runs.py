@@ -80,7 +80,7 @@ def _student(run: Path, dataset: str, store: TargetStore) -> Student:
         if missing := store.missing(key):
             raise RunError(
                 f"{store.path} is incomplete: {key} lacks {len(missing)} of {store.num_shards(key)} shards; "
-                f"{_remedy(run)}"
+                f"`trainer embed --run {run}`, with the --store it was given, writes them"
             )
     provenance = store.fieldsets[keys[0]].provenance
     for part in ("trained", "train_splits"):

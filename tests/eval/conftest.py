@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,3 +133,42 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         return Outcome(int(left.value.code or 0), captured.out, captured.err)
 
     return run
+
+
+MakeLabelled = Callable[..., Path]
+
+
+@pytest.fixture
+def make_labelled(tmp_path: Path) -> MakeLabelled:
+    """Makes a run whose student store holds labelled images around one direction for each class."""
+
+    def make(
+        name: str = "one",
+        *,
+        counts: Mapping[str, int] = {"train": 60, "val": 20, "test": 40},
+        num_classes: int = 4,
+        noise: float = 0.4,
+        unlabelled: Sequence[int] = (),
+        quarantined: Sequence[int] = (),
+        vectors: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> Path:
+        run = tmp_path / "runs" / name
+        splits = [split for split, count in counts.items() for _ in range(count)]
+        rng = np.random.default_rng(seed)
+        labels = np.arange(len(splits)) % num_classes
+        if vectors is None:
+            vectors = rng.standard_normal((num_classes, WIDTH))[labels]
+            vectors = vectors + noise * rng.standard_normal(vectors.shape)
+        labels[list(unlabelled)] = -1
+        ids = [f"i{place:03}" for place in rng.permutation(len(splits))]
+        items = items_table({"id": ids, "split": splits, "label": labels.tolist()})
+        manifest = Manifest(
+            dataset="labelled", protocol="labelled", items={"image": items}, num_classes=num_classes
+        )
+        store = TargetStore.create(run / "embeddings" / "labelled.zarr", manifest)
+        add_embeddings(store, "image", vectors, quarantined, is_complete=True)
+        (run / "run.json").write_text(json.dumps({"recipe": "shre", "finished": True}))
+        return run
+
+    return make

@@ -114,42 +114,6 @@ def test_quarantined_items_are_left_out_and_counted(make_run, call):
     assert "image items that could not be decoded, left out: 2" in call().out
 
 
-@pytest.mark.parametrize("spelling", [["--index"], ["--index", "kept"], ["--index=kept"]])
-def test_index_is_kept_and_described(make_run, call, tmp_path, spelling):
-    run = make_run()
-    folder = run / "index" if spelling == ["--index"] else tmp_path / "kept"
-    report = json.loads(call(*spelling, "--json").out)
-    assert sorted(path.name for path in folder.glob("*.faiss")) == [
-        "toy-test-audio.faiss",
-        "toy-test-image.faiss",
-        "toy-test-text-en.faiss",
-    ]
-    index = report["index"]
-    assert index["kind"] == "flat"
-    assert index["galleries"]["image"]["num_vectors"] == 20
-    assert index["galleries"]["image"]["reused"] is False
-    assert set(index["directions"]) == SIX
-    for figures in index["directions"].values():
-        assert figures["recall@10"] == 1.0
-        assert figures["queries_per_second"] > 0
-
-
-def test_index_does_not_change_a_figure(make_run, call):
-    make_run()
-    with_index, without = json.loads(call("--index", "--json").out), json.loads(call("--json").out)
-    assert with_index["directions"] == without["directions"]
-
-
-def test_index_is_read_again_by_a_later_call(make_run, call):
-    run = make_run()
-    call("--index")
-    before = (run / "index/toy-test-image.faiss").stat().st_mtime_ns
-    report = json.loads(call("--index", "--json").out)
-    assert report["index"]["galleries"]["image"]["reused"] is True
-    assert (run / "index/toy-test-image.faiss").stat().st_mtime_ns == before
-    assert "read from its files" in call("--index").out
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -161,8 +125,12 @@ def test_index_is_read_again_by_a_later_call(make_run, call):
         ),
         (["--run", "runs/one", "--dataset", "coco"], "has no embeddings of dataset 'coco'; it has: toy"),
         (["--run", "runs/running"], "runs/running is not finished"),
-        (["--run", "runs/partial"], "audio/student lacks 1 of 1 shards; `trainer run --run runs/partial --resume`"),
-        (["--run", "runs/one", "--index", "a-file"], "--index a-file: it is a file"),
+        (["--run", "runs/partial"], "audio/student lacks 1 of 1 shards; `trainer embed --run runs/partial`"),
+        (["--run", "runs/one", "--index", "a-file"], "a-file: it is a file, and a folder is wanted"),
+        (["--run", "runs/one", "--k", "0,1"], "--k 0,1: expected numbers from 1 on with commas between them"),
+        (["--run", "runs/one", "--k", "1.5"], "--k 1.5: expected numbers"),
+        (["--run", "runs/one", "--no-html", "--plots"], "--since and --plots are parts of the page"),
+        (["--run", "runs/one", "--recall", "2"], "--recall 2: a share of the exact neighbours"),
     ],
 )
 def test_a_mistake_is_one_line(make_run, call, tmp_path, arguments, message):
