@@ -42,6 +42,26 @@ class Format(StrEnum):
         return suffixes[file.suffix]
 
 
+# Options that several verbs have.
+Run = Annotated[
+    Path | None, typer.Option("--run", help="Folder of a finished run; default: the newest under runs/.")
+]
+RunUnlessStore = Annotated[
+    Path | None,
+    typer.Option("--run", help="Folder of a finished run; default: the newest under runs/, unless --store."),
+]
+Dataset = Annotated[str | None, typer.Option("--dataset", help="One of the run's datasets, where it has several.")]
+LabelledModality = Annotated[
+    str | None, typer.Option("--modality", help="image, text or audio; default: the first that has labels.")
+]
+Store = Annotated[
+    str | None, typer.Option("--store", help="A target store, whose --field is measured too, or alone.")
+]
+StoredField = Annotated[
+    str | None, typer.Option("--field", help="One vector an item, such as image/teacher/features.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")]
+
 # Help without rich takes half the time: 0.3 s, not 0.55.
 _app = typer.Typer(
     help="Measure what a student has learned, from the embeddings that its run wrote.",
@@ -63,12 +83,8 @@ def _verbs() -> None:
 @_app.command()
 @_retrieval_app.command()
 def retrieval(
-    run: Annotated[
-        Path | None, typer.Option("--run", help="Folder of a finished run; default: the newest under runs/.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", help="One of the run's datasets, where it has several.")
-    ] = None,
+    run: Run = None,
+    dataset: Dataset = None,
     split: Annotated[str | None, typer.Option("--split", help="Default: test, or val where there is none.")] = None,
     index: Annotated[
         str | None,
@@ -101,7 +117,7 @@ def retrieval(
     rerank: Annotated[
         bool, typer.Option("--rerank", help="Rank by the scores that a cross-encoder wrote beside the run, too.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
+    json: Json = False,
     html: Annotated[
         bool, typer.Option("--html/--no-html", help="Write a page to look at beside the report.")
     ] = True,
@@ -154,12 +170,8 @@ def retrieval(
 @_app.command()
 def search(
     item: Annotated[str, typer.Option("--id", help="Of the item whose neighbours are wanted.")],
-    run: Annotated[
-        Path | None, typer.Option("--run", help="Folder of a finished run; default: the newest under runs/.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", help="One of the run's datasets, where it has several.")
-    ] = None,
+    run: Run = None,
+    dataset: Dataset = None,
     modality: Annotated[
         str | None, typer.Option("--modality", help="Of the item, where several modalities have its id.")
     ] = None,
@@ -183,71 +195,57 @@ def search(
 
 @_app.command()
 def neighbours(
-    run: Annotated[
-        Path | None,
-        typer.Option("--run", help="Folder of a finished run; default: the newest under runs/, unless --store."),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", help="One of the run's datasets, where it has several.")
-    ] = None,
-    modality: Annotated[
-        str | None, typer.Option("--modality", help="image, text or audio; default: the first that has labels.")
-    ] = None,
-    store: Annotated[
-        str | None, typer.Option("--store", help="A target store, whose --field is measured too, or alone.")
-    ] = None,
-    field: Annotated[
-        str | None, typer.Option("--field", help="One vector an item, such as image/teacher/features.")
-    ] = None,
+    run: RunUnlessStore = None,
+    dataset: Dataset = None,
+    modality: LabelledModality = None,
+    store: Store = None,
+    field: StoredField = None,
     bank: Annotated[str, typer.Option("--bank", help="The split that is the memory bank.")] = "train",
     queries: Annotated[str, typer.Option("--queries", help="The split that asks it.")] = "test",
     k: Annotated[str, typer.Option("--k", help="How many neighbours; several with commas.")] = "1,3",
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Classify labelled items by their nearest neighbours, memory bank against queries and the other way round."""
     from eval import report_neighbours as report
+    from eval.holding import alone_in
     from eval.neighbours import evaluate
 
     ks = _numbers("--k", k)
     run, sources = _sources(run, dataset, modality, store, field)
     found = evaluate(sources, bank=bank, queries=queries, ks=ks, say=_say)
-    written = report.write(found, run / "reports") if run is not None else ()
+    written: tuple[Path, ...] = ()
+    if run is not None:
+        with alone_in(run / "reports", _say):
+            written = report.write(found, run / "reports")
     typer.echo(report.as_json(found) if json else report.as_text(found, written), nl=not json)
 
 
 @_app.command()
 def probe(
-    run: Annotated[
-        Path | None,
-        typer.Option("--run", help="Folder of a finished run; default: the newest under runs/, unless --store."),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", help="One of the run's datasets, where it has several.")
-    ] = None,
-    modality: Annotated[
-        str | None, typer.Option("--modality", help="image, text or audio; default: the first that has labels.")
-    ] = None,
-    store: Annotated[
-        str | None, typer.Option("--store", help="A target store, whose --field is measured too, or alone.")
-    ] = None,
-    field: Annotated[
-        str | None, typer.Option("--field", help="One vector an item, such as image/teacher/features.")
-    ] = None,
+    run: RunUnlessStore = None,
+    dataset: Dataset = None,
+    modality: LabelledModality = None,
+    store: Store = None,
+    field: StoredField = None,
     train: Annotated[str, typer.Option("--train", help="The split that is fitted.")] = "train",
     val: Annotated[
         str, typer.Option("--val", help="The split that chooses C; cross-validation where it has no labels.")
     ] = "val",
     test: Annotated[str, typer.Option("--test", help="The split that is measured.")] = "test",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the folds of a cross-validation.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Fit a linear classifier to frozen embeddings of labelled items, and measure it."""
     from eval import report_probe as report
+    from eval.holding import alone_in
     from eval.probe import evaluate
 
     run, sources = _sources(run, dataset, modality, store, field)
     found = evaluate(sources, train=train, val=val, test=test, seed=seed, say=_say)
-    written = report.write(found, run / "reports") if run is not None else ()
+    written: tuple[Path, ...] = ()
+    if run is not None:
+        with alone_in(run / "reports", _say):
+            written = report.write(found, run / "reports")
     typer.echo(report.as_json(found) if json else report.as_text(found, written), nl=not json)
 
 

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from contract.files import replace_file
-from eval import rank_files, report_index, report_rerank
+from eval import rank_files, report_files, report_index, report_rerank
 from eval.protocols import Protocol
 from eval.retrieval import NDCG, Direction, Measured
 from eval.tables import Table, in_markdown
@@ -23,16 +22,13 @@ NAMES = {"mean_rank": "mean rank", "median_rank": "median rank"}
 
 def write(measured: Measured, folder: Path) -> tuple[Path, Path]:
     """Write the JSON and the Markdown report into `folder`, and every rank beside them; returns where they are."""
-    folder.mkdir(parents=True, exist_ok=True)
     language = measured.split.language
     name = f"retrieval-{measured.student.dataset}-{measured.split.split}"
     if language not in ("", "en"):
         name += f"-{language}"
     if measured.protocol.num_folds > 1:
         name += f"-{measured.protocol.name}"
-    paths = folder / f"{name}.json", folder / f"{name}.md"
-    for path, text in zip(paths, (as_json(measured), as_markdown(measured)), strict=True):
-        replace_file(path, text.encode())
+    paths = report_files.write(folder, name, as_json(measured), as_markdown(measured))
     rank_files.write(paths[0], {way.name: way.ranked for way in measured.directions})
     return paths
 

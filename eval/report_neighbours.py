@@ -11,8 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from contract.files import replace_file
-from eval import labelled
+from eval import labelled, report_files
 from eval.neighbours import ClassShare, Measured, Share
 from eval.tables import Table, in_markdown
 
@@ -25,13 +24,9 @@ EXPLANATION = (
 
 def write(found: Sequence[Measured], folder: Path) -> tuple[Path, Path]:
     """Write the JSON and the Markdown report into `folder`; returns where they are."""
-    folder.mkdir(parents=True, exist_ok=True)
     first = found[0]
     name = f"neighbours-{first.source.dataset}-{first.source.modality}-{first.bank.split}-{first.queries.split}"
-    paths = folder / f"{name}.json", folder / f"{name}.md"
-    for path, text in zip(paths, (as_json(found), as_markdown(found)), strict=True):
-        replace_file(path, text.encode())
-    return paths
+    return report_files.write(folder, name, as_json(found), as_markdown(found))
 
 
 def as_json(found: Sequence[Measured]) -> str:
