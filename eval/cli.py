@@ -169,9 +169,15 @@ def retrieval(
 
 @_app.command()
 def search(
-    item: Annotated[str, typer.Option("--id", help="Of the item whose neighbours are wanted.")],
+    item: Annotated[str | None, typer.Option("--id", help="Of the item whose neighbours are wanted.")] = None,
+    text: Annotated[str | None, typer.Option("--text", help="A text, encoded by RUN/export.")] = None,
+    image: Annotated[str | None, typer.Option("--image", metavar="FILE", help="A picture, likewise.")] = None,
+    audio: Annotated[str | None, typer.Option("--audio", metavar="FILE", help="A sound, likewise.")] = None,
     run: Run = None,
     dataset: Dataset = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="To look for a text or a file in; default: test, or val.")
+    ] = None,
     modality: Annotated[
         str | None, typer.Option("--modality", help="Of the item, where several modalities have its id.")
     ] = None,
@@ -181,15 +187,28 @@ def search(
     k: Annotated[int, typer.Option("--k", help="Neighbours in each modality.")] = 10,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
 ) -> None:
-    """Show an item's nearest neighbours in every modality, among the items of its split."""
-    from eval import report_search
+    """Show the nearest neighbours of an item, a text, a picture or a sound in every modality."""
+    from eval import queries, report_search
     from eval import search as searching
     from eval.runs import newest_run, open_student
 
+    asked = {"--id": item, "--text": text, "--image": image, "--audio": audio}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if len(given) != 1:
+        raise ConfigError(f"give one of {', '.join(asked)}, not {' and '.join(given) or 'none'}")
+    ((option, content),) = given.items()
+    for name, value, of_items in (("--split", split, False), ("--modality", modality, True)):
+        if value is not None and of_items != (option == "--id"):
+            raise ConfigError(f"{name} goes with {'--id' if of_items else '--text, --image or --audio'}")
     if run is None:
         run = newest_run(RUNS)
         _say(f"run: {run} (the newest)")
-    found = searching.search(open_student(run, dataset), item, modality=modality, language=language, k=k, say=_say)
+    student = open_student(run, dataset)
+    if option == "--id":
+        found = searching.search(student, content, modality=modality, language=language, k=k, say=_say)
+    else:
+        own = option.removeprefix("--")
+        found = queries.search(student, own, content, split=split, language=language, k=k, say=_say)
     typer.echo(report_search.as_json(found) if json else report_search.as_text(found), nl=not json)
 
 

@@ -31,7 +31,8 @@ def as_text(found: Found) -> str:
     """A table for each modality."""
     item = found.item
     where = f"{found.student.dataset} {found.split}, run {found.student.run}"
-    lines = [f"{item.modality} {_printable(str(item.about['id']))}: {_content(item)}", where]
+    name = f"{item.modality} {_printable(str(item.about['id']))}".rstrip()
+    lines = [f"{name}: {_content(item)}", where]
     for modality, neighbours in found.neighbours.items():
         rows = tuple(_row(number, one) for number, one in enumerate(neighbours, start=1))
         heading = "caption" if modality == "text" else "file"

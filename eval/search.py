@@ -1,4 +1,4 @@
-"""An item's nearest neighbours in every modality, by exact scores, among the items of its own split."""
+"""Nearest neighbours in every modality, by exact scores: of an item among its own split, or of a vector."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contract.errors import ConfigError, DataError
 from contract.tables import as_mask
 from eval import exact
 from eval.runs import Student
-from eval.vectors import stored
+from eval.vectors import Embeddings, stored
 
 Rows = npt.NDArray[np.int64]
 
@@ -32,7 +32,7 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbour:
-    """An item and its cosine; `belongs` says whether it is paired with the query, None within one modality."""
+    """An item and its cosine; `belongs` says whether it is paired with the query, None where nothing says so."""
 
     item: Shown
     score: float
@@ -41,7 +41,7 @@ class Neighbour:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Found:
-    """The neighbours of an item, by modality, nearest first."""
+    """The neighbours of an item, by modality, nearest first; a query that is no item has no id."""
 
     student: Student
     split: str
@@ -61,8 +61,22 @@ def search(
     own, row = _find(student, item, modality, say)
     split = student.store.manifest.column(own, "split", [row])[0]
     _check_language(student, split, language)
-    neighbours = {name: _nearest(student, own, row, name, split, language, k) for name in student.modalities}
+    query = stored(student.store, own, np.array([row])).read(np.array([0]))
+    neighbours = {
+        name: _nearest(student, query, name, split, language, k, (own, row)) for name in student.modalities
+    }
     return Found(student=student, split=split, item=_shown(student, own, [row])[0], neighbours=neighbours)
+
+
+def search_by(
+    student: Student, query: Embeddings, item: Shown, *, split: str, language: str | None, k: int
+) -> Found:
+    """The `k` nearest of each modality in a split to a vector of `item`, float32 [1, d], unit length."""
+    if k < 1:
+        raise ConfigError(f"--k {k}: at least one neighbour")
+    _check_language(student, split, language)
+    neighbours = {name: _nearest(student, query, name, split, language, k, None) for name in student.modalities}
+    return Found(student=student, split=split, item=item, neighbours=neighbours)
 
 
 def _find(student: Student, item: str, modality: str | None, say: Callable[[str], None]) -> tuple[str, int]:
@@ -107,23 +121,30 @@ def _check_language(student: Student, split: str, language: str | None) -> None:
 
 
 def _nearest(
-    student: Student, own: str, row: int, other: str, split: str, language: str | None, k: int
+    student: Student,
+    query: Embeddings,
+    other: str,
+    split: str,
+    language: str | None,
+    k: int,
+    source: tuple[str, int] | None,
 ) -> tuple[Neighbour, ...]:
+    """The nearest items of modality `other`; `source` is the query's modality and row, if it is an item."""
     store = student.store
+    own, row = source or ("", -1)
     rows = store.manifest.rows(other, split, languages=None if language is None else [language])
     rows = rows[store.usable(other, [f"{other}/{FIELDSET}"])[rows]]
     if other == own:
         rows = rows[rows != row]
     if not len(rows):
         return ()
-    query = stored(store, own, np.array([row])).read(np.array([0]))
     gallery = stored(store, other, rows)
     ids = np.array(store.manifest.column(other, "id", rows), dtype=np.str_)
     nearest = exact.nearest(query, gallery, ids, min(k, len(rows)))
-    pairs = store.manifest.positives(own, other)
+    pairs = store.manifest.positives(own, other) if own not in ("", other) else np.empty((0, 2), np.int64)
     positives = set(pairs[pairs[:, 0] == row, 1].tolist())
     return tuple(
-        Neighbour(item=item, score=float(score), belongs=None if other == own else at in positives)
+        Neighbour(item=item, score=float(score), belongs=None if own in ("", other) else at in positives)
         for item, score, at in zip(
             _shown(student, other, rows[nearest[0]]),
             exact.scores(query, gallery, nearest)[0],

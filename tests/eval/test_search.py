@@ -121,7 +121,7 @@ def test_a_caption_that_steers_a_terminal_is_only_text(make_run):
         (["--id", "i014", "--k", "0"], "--k 0: at least one neighbour"),
         (["--id", "i003"], "image 'i003' could not be decoded, it has no embedding"),
         (["--id", "i014", "--run", "nowhere"], "nowhere: no run there"),
-        ([], "Missing option '--id'"),
+        ([], "give one of --id, --text, --image, --audio, not none"),
     ],
 )
 def test_a_mistake_is_one_line(make_run, ask, arguments, message):
