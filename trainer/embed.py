@@ -29,22 +29,30 @@ BATCH_SIZE = 256
 Embeddings = npt.NDArray[np.float32]
 
 
-@torch.no_grad()
 def embed(
     student: nn.Module, store: TargetStore, modality: str, input_: Input, rows: Rows, device: Device
 ) -> Embeddings:
     """The student's embeddings of these rows, float32 [n, D], unit length."""
+    return outputs(student, store, modality, input_, rows, device)["embedding"]
+
+
+@torch.no_grad()
+def outputs(
+    student: nn.Module, store: TargetStore, modality: str, input_: Input, rows: Rows, device: Device
+) -> dict[str, Embeddings]:
+    """The student's embeddings of these rows and, if it gives any, their logits: float32 [n, ...] each, by name."""
     was_training = student.training
     student.eval()
-    embeddings = []
+    found: dict[str, list[torch.Tensor]] = {}
     for start in range(0, len(rows), BATCH_SIZE):
         tokens = input_.load(store, rows[start : start + BATCH_SIZE], device.name, check=True)
         with device.autocast():
             named = student({modality: tokens})
-        embeddings.append(named[f"{modality}/embedding"].float().cpu())
+        for name in ("embedding", "logits"):
+            if f"{modality}/{name}" in named:
+                found.setdefault(name, []).append(named[f"{modality}/{name}"].float().cpu())
     student.train(was_training)
-    found: Embeddings = torch.cat(embeddings).numpy()
-    return found
+    return {name: torch.cat(parts).numpy() for name, parts in found.items()}
 
 
 def write_student_store(

@@ -105,36 +105,47 @@ def _chosen(recipe: Recipe, stores: Sequence[TargetStore]) -> Iterator[tuple[Str
         named = [
             s for s in stores if config.store in ("", s.manifest.dataset) or store_path(config.store) == s.path
         ]
-        having = [store for store in named if config.pair in store.manifest.pairs]
+        having = [store for store in named if config.pair in _kinds(store)]
         if not having:
             raise ConfigError(
-                f"streams.{number}: no store {config.store or 'at all'} with {config.pair} pairs; there are: "
-                + "; ".join(f"{s.path} ({s.manifest.dataset}: {', '.join(s.manifest.pairs)})" for s in stores)
+                f"streams.{number}: no store {config.store or 'at all'} has {config.pair}; there are: "
+                + "; ".join(f"{s.path} ({s.manifest.dataset}: {', '.join(_kinds(s))})" for s in stores)
             )
         for store in having:
             yield config, store
 
 
+def _kinds(store: TargetStore) -> list[str]:
+    """What a stream may be of: the store's pairs, and each modality that an encoder has computed alone."""
+    return [*store.manifest.pairs, *sorted({fieldset.modality for fieldset in store.fieldsets.values()})]
+
+
 def _stream(recipe: Recipe, config: StreamConfig, store: TargetStore) -> Stream:
-    first, second = config.pair.split("-")
+    first, *second = modalities = tuple(config.pair.split("-"))
     names = {**recipe.inputs, **config.inputs}
-    inputs = {modality: _input(names, store, modality, config.pair) for modality in (first, second)}
+    inputs = {modality: _input(names, store, modality, config.pair) for modality in modalities}
     targets = {name: store.find(first, field) for name, field in {**recipe.targets, **config.targets}.items()}
+    classes = {target for objective in recipe.objectives.values() for target in objective.classes}
     for name, reference in targets.items():
-        _require_dimensions(store, reference, f"targets.{name}", (1,))
+        _require_dimensions(store, reference, f"targets.{name}", (1,) if name in classes else (1, 2))
     keys = {input_.key for input_ in inputs.values()} | {ref.rpartition("/")[0] for ref in targets.values()}
     store.require_complete(sorted(keys))
-    pairs = usable_pairs(store, (first, second), sorted(keys), config.split, recipe.languages)
+    languages = config.languages or recipe.languages
+    if second:
+        pairs = usable_pairs(store, (first, second[0]), sorted(keys), config.split, languages)
+    else:
+        rows = np.flatnonzero(usable_rows(store, first, sorted(keys), config.split, languages))
+        pairs = np.stack([rows, rows], axis=1)
     anchors, starts = np.unique(pairs[:, 0], return_index=True)
     if len(anchors) < 2:
         raise DataError(
-            f"{store.path}: {len(anchors)} {first} items with a usable {second} ({config.pair}) in split "
-            f"{config.split!r} for languages {recipe.languages}, and a batch compares two; there are splits "
-            f"{store.manifest.splits(first)} and languages {store.manifest.languages()}"
+            f"{store.path}: {len(anchors)} {first} items{' with a usable ' + second[0] if second else ''} "
+            f"({config.pair}) in split {config.split!r} for languages {languages}, and a batch compares two; there "
+            f"are splits {store.manifest.splits(first)} and languages {store.manifest.languages()}"
         )
     return Stream(
         store=store,
-        pair=(first, second),
+        pair=modalities,
         split=config.split,
         inputs=inputs,
         targets=targets,
@@ -143,6 +154,7 @@ def _stream(recipe: Recipe, config: StreamConfig, store: TargetStore) -> Stream:
         starts=np.append(starts, len(pairs)).astype(np.int64),
         partners=pairs[:, 1],
         num_views=_num_views(recipe, store, inputs, targets, first),
+        shows_others=any(objective.reads_others for objective in recipe.objectives.values()),
     )
 
 

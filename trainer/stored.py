@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -26,6 +27,11 @@ class Buffers:
     def __init__(self, *, pinned: bool) -> None:
         self._pinned = pinned
         self._tensors: dict[str, Tensor] = {}
+
+    @cached_property
+    def others(self) -> Buffers:
+        """More of them, for what is read of the same fields at the same time."""
+        return Buffers(pinned=self._pinned)
 
     def get(self, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Tensor:
         """The first rows of the tensor of that name, made anew only if it has too few."""

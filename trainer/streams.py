@@ -1,7 +1,8 @@
 """Streams: the pairs a run draws, batch by batch, from one or several stores.
 
-A stream is (store, pair kind, fields, split, weight). One of its batches is B anchors (images, in image-text)
-in random order, each with one of its partners, and one stored view of either where it has several, at random:
+A stream is (store, pair kind or one modality, fields, split, weight). One of its batches is B anchors (images, in
+image-text) in random order, each with one of its partners, and one stored view of either where it has several, at
+random:
 
     anchor = permuted(place)      partner = drawn(anchor)      view = drawn(row)      keys: seed, stream, epoch, use
 
@@ -12,12 +13,15 @@ would have seen. With several ranks, each takes its own B of every R B consecuti
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from contract.errors import ConfigError
 from contract.manifest import Rows
 from contract.store import TargetStore
 from trainer.batch import StoredBatch, StoredTokens, Tokens
@@ -66,11 +70,22 @@ class Input:
         return InputShape(num_tokens=tokens[0] if tokens else 1, width=width)
 
 
-class Drawn(NamedTuple):
-    """The rows of a batch by modality, int64 [B], which view of each, and whether to verify their checksums."""
+class Shown(NamedTuple):
+    """The rows of a batch by modality, int64 [B], and which view of each."""
 
     rows: Mapping[str, Rows]
     views: Mapping[str, Views]
+
+
+class Drawn(NamedTuple):
+    """What a batch shows of its anchors, int64 [B] among the stream's; `others` shows them once more, if at all.
+
+    `check` says whether to verify checksums.
+    """
+
+    anchors: Rows
+    shown: Shown
+    others: Shown | None
     check: bool
 
 
@@ -78,12 +93,14 @@ class Drawn(NamedTuple):
 class Stream:
     """One stream, resolved against its store.
 
-    Anchor i of the `anchors` int64 [n] has the partners `partners[starts[i]:starts[i + 1]]`. `num_views` are the
-    augmented views of each modality that training draws from, 0 where there is only the evaluation view.
+    Anchor i of the `anchors` int64 [n] has the partners `partners[starts[i]:starts[i + 1]]`, if `pair` has two
+    modalities. `num_views` are the augmented views of each modality that training draws from, 0 where there is
+    only the evaluation view. `shows_others` says whether a batch shows its items twice; `first_place` is how many
+    anchors the streams before have.
     """
 
     store: TargetStore
-    pair: tuple[str, str]
+    pair: tuple[str, ...]
     split: str
     inputs: Mapping[str, Input]
     targets: Mapping[str, str]
@@ -92,6 +109,8 @@ class Stream:
     starts: Rows
     partners: Rows
     num_views: Mapping[str, int]
+    shows_others: bool = False
+    first_place: int = 0
 
     @property
     def kind(self) -> str:
@@ -137,14 +156,29 @@ class Stream:
         size = min(batch_size * num_ranks, len(self.anchors))
         first, last = (number * size + size * place // num_ranks for place in (rank, rank + 1))
         picked = permuted(np.arange(first, last), len(self.anchors), (*key, epoch, 0))
-        counts = self.starts[picked + 1] - self.starts[picked]
-        which = drawn(picked, counts, (*key, epoch, 1))
-        rows = dict(zip(self.pair, (self.anchors[picked], self.partners[self.starts[picked] + which]), strict=True))
-        views: dict[str, Views] = {
-            modality: 1 + drawn(rows[modality], num_views, (*key, epoch, 2 + place)) if num_views else 0
-            for place, (modality, num_views) in enumerate(sorted(self.num_views.items()))
-        }
-        return Drawn(rows=rows, views=views, check=bool(verify_every) and epoch % verify_every == 0)
+        shown, others = self._shown(picked, (*key, epoch))
+        check = bool(verify_every) and epoch % verify_every == 0
+        return Drawn(picked, shown, others if self.shows_others else None, check)
+
+    def _shown(self, picked: Rows, key: tuple[int, ...]) -> tuple[Shown, Shown]:
+        """A partner and a view for each anchor, and others than these where it has several."""
+        anchor, *partner = self.pair
+        rows = {anchor: self.anchors[picked]}
+        other_rows = dict(rows)
+        for modality in partner:
+            start, counts = self.starts[picked], self.starts[picked + 1] - self.starts[picked]
+            which = drawn(picked, counts, (*key, 1))
+            rows[modality] = self.partners[start + which]
+            another = (which + 1 + drawn(picked, np.maximum(counts - 1, 1), (*key, 4))) % counts
+            other_rows[modality] = self.partners[start + another]
+        views: dict[str, Views] = dict.fromkeys(self.pair, 0)
+        other_views = dict(views)
+        for place, (modality, num) in enumerate(sorted(self.num_views.items())):
+            if num:
+                view = drawn(rows[modality], num, (*key, 2 + place))
+                another = (view + 1 + drawn(rows[modality], max(num - 1, 1), (*key, 5 + place))) % num
+                views[modality], other_views[modality] = 1 + view, 1 + another
+        return Shown(rows, views), Shown(other_rows, other_views)
 
     def read(self, drawn: Drawn, buffers: Buffers | None = None) -> StoredBatch:
         """Read a batch from the store."""
@@ -152,23 +186,32 @@ class Stream:
         targets = {}
         for name, reference in self.targets.items():
             field = StoredField(store=self.store, reference=reference)
-            arrays = field.read(drawn.rows[anchor], drawn.views[anchor], buffers, check=drawn.check)
-            targets[name] = (field, arrays)
+            rows, views = drawn.shown.rows[anchor], drawn.shown.views[anchor]
+            targets[name] = (field, field.read(rows, views, buffers, check=drawn.check))
         return StoredBatch(
             pair=self.pair,
-            inputs={
-                modality: self.inputs[modality].read(
-                    self.store, drawn.rows[modality], drawn.views[modality], buffers, check=drawn.check
-                )
-                for modality in self.pair
-            },
+            inputs=self._tokens(drawn.shown, buffers, drawn.check),
             targets=targets,
+            others={}
+            if drawn.others is None
+            else self._tokens(drawn.others, buffers and buffers.others, drawn.check),
+            places=torch.from_numpy(drawn.anchors + self.first_place),
+            peers=range(self.first_place, self.first_place + len(self.anchors)),
         )
 
     def will_need(self, drawn: Drawn) -> None:
         """Have everything of a batch read ahead from the disk."""
         for modality, reference in self.fields:
-            self.store.will_need(reference, drawn.rows[modality], views=drawn.views[modality])
+            for shown in filter(None, (drawn.shown, drawn.others)):
+                self.store.will_need(reference, shown.rows[modality], views=shown.views[modality])
+
+    def _tokens(self, shown: Shown, buffers: Buffers | None, check: bool) -> dict[str, StoredTokens]:
+        return {
+            modality: self.inputs[modality].read(
+                self.store, shown.rows[modality], shown.views[modality], buffers, check=check
+            )
+            for modality in self.pair
+        }
 
 
 class Streams:
@@ -190,7 +233,10 @@ class Streams:
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
-        self.streams = tuple(streams)
+        first_places = accumulate((len(stream.anchors) for stream in streams), initial=0)
+        self.streams = tuple(
+            replace(stream, first_place=first) for stream, first in zip(streams, first_places, strict=False)
+        )
         self.stores = tuple(stores)
         self.batch_size = batch_size
         self.seed = seed
@@ -198,6 +244,27 @@ class Streams:
         num_batches = sum(stream.num_batches(batch_size * num_ranks) for stream in streams)
         total = sum(stream.weight for stream in streams)
         self._shares = [max(1, round(stream.weight / total * num_batches)) for stream in streams]
+
+    def shared(self, rank: int, num_ranks: int) -> Streams:
+        """What one of several ranks reads of them: its share of every batch."""
+        if self.batch_size % num_ranks:
+            raise ConfigError(
+                f"batch_size {self.batch_size} can't be shared evenly by {num_ranks} workers; change one of the two"
+            )
+        for stream in self.streams:
+            if len(stream.anchors) < num_ranks:
+                raise ConfigError(
+                    f"{stream.kind} of {stream.store.path} has {len(stream.anchors)} pairs for {num_ranks} workers"
+                )
+        return Streams(
+            self.streams,
+            self.stores,
+            self.batch_size // num_ranks,
+            self.seed,
+            verify_every=self._verify_every,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -249,7 +316,15 @@ class Streams:
             for modality, input_ in stream.inputs.items()
         }
 
-    def num_classes(self, target: str) -> int:
-        """Width of a target that every stream has."""
-        stream = self.streams[0]
-        return stream.store.field(stream.targets[target]).shape[0]
+    def target_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one row of each target."""
+        return {
+            name: stream.store.field(reference).shape
+            for stream in self.streams
+            for name, reference in stream.targets.items()
+        }
+
+    @property
+    def num_places(self) -> int:
+        """Anchors of all streams together."""
+        return sum(len(stream.anchors) for stream in self.streams)

@@ -11,10 +11,11 @@ from contract import embeddings, fingerprint
 from contract.errors import DataError, RunError
 from contract.storage import StorePath
 from contract.store import TargetStore, writing
+from trainer import pair_scores
 from trainer.device import Device
 from trainer.embed import grow_student_store, write_student_store
 from trainer.resolve import inputs_like
-from trainer.runs import Run
+from trainer.runs import STORES, Run
 from trainer.state import State
 from trainer.streams import Input
 
@@ -27,6 +28,7 @@ def write(run: Run, state: State) -> None:
         path, provenance = embeddings.path(run.path, store.manifest.dataset), _provenance(run, store)
         if not write_student_store(path, state.student, width, store, inputs, provenance, state.device):
             print(f"{store.path}: no items in val or test: nothing to evaluate", file=sys.stderr)
+        pair_scores.write(run, state, store, inputs)
 
 
 def grow(run: Run, splits: Sequence[str], paths: Sequence[StorePath]) -> list[Path]:
@@ -42,6 +44,18 @@ def grow(run: Run, splits: Sequence[str], paths: Sequence[StorePath]) -> list[Pa
         return [_grow(run, state, store, inputs, splits) for store, inputs in _chosen(run, paths)]
 
 
+def of_dataset(run: Run, name: str) -> StorePath:
+    """The store of a dataset: the run's own, or stores/NAME.zarr, where precompute puts it."""
+    own = {store.manifest.dataset: store.path for store, _ in run.streams.stores}
+    path = own.get(name, STORES / f"{name}.zarr")
+    if not TargetStore.exists(path):
+        raise DataError(
+            f"--dataset {name}: the run's datasets are {', '.join(own)}, and {path} is no store; give --store, or "
+            f"make it with `pipeline precompute --dataset {name}`"
+        )
+    return path
+
+
 def _grow(run: Run, state: State, store: TargetStore, inputs: Mapping[str, Input], splits: Sequence[str]) -> Path:
     path = embeddings.path(run.path, store.manifest.dataset)
     known = _splits(store, inputs)
@@ -54,6 +68,7 @@ def _grow(run: Run, state: State, store: TargetStore, inputs: Mapping[str, Input
         )
     width, provenance = run.recipe.student.embedding_dim, _provenance(run, store)
     grow_student_store(path, state.student, width, store, inputs, provenance, state.device, wanted)
+    pair_scores.write(run, state, store, inputs)
     return path
 
 

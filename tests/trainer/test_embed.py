@@ -151,6 +151,21 @@ def test_split_that_is_not_there_is_named(finished: runs.Run, new_store: NewStor
         student_stores.grow(finished, [], [other.path])
 
 
+def test_a_dataset_is_the_runs_own_store_or_the_one_that_precompute_made(
+    finished: runs.Run, new_store: NewStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = new_store(tmp_path / "stores" / "other.zarr", dataset="other", seed=1)
+    assert student_stores.of_dataset(finished, "tiny") == finished.streams.stores[0][0].path
+    assert TargetStore.open(student_stores.of_dataset(finished, "other")).manifest.fingerprint == (
+        other.manifest.fingerprint
+    )
+    with pytest.raises(
+        DataError, match=r"--dataset nowhere: the run's datasets are tiny, and .*nowhere\.zarr is no"
+    ):
+        student_stores.of_dataset(finished, "nowhere")
+
+
 def test_unfinished_run_embeds_nothing(recipe: Make, store: TargetStore, tmp_path: Path) -> None:
     run = runs.begin(recipe(), [store.path], tmp_path / "run")
     with pytest.raises(RunError, match=r"run is not finished; `trainer run --run .*run --resume` finishes it"):

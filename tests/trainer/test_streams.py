@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ def same(first: Batch, second: Batch) -> bool:
 def drawn(streams: Streams, steps: range) -> list[tuple[str, Rows, Rows]]:
     """(kind, anchors, partners) of each step."""
     found = [streams.draw(step) for step in steps]
-    return [(stream.kind, what.rows[stream.pair[0]], what.rows[stream.pair[1]]) for stream, what in found]
+    return [
+        (stream.kind, what.shown.rows[stream.pair[0]], what.shown.rows[stream.pair[1]]) for stream, what in found
+    ]
 
 
 def load(streams: Streams, step: int) -> Batch:
@@ -174,13 +177,13 @@ def test_rows_views_and_values_are_those_drawn_and_targets_are_of_the_view_shown
         batch = load(streams, step)
         for modality in stream.pair:
             rows, views = rows_and_views(batch.inputs[modality].values)
-            assert np.array_equal(rows, what.rows[modality])
-            assert np.array_equal(views, np.broadcast_to(what.views[modality], len(rows)))
+            assert np.array_equal(rows, what.shown.rows[modality])
+            assert np.array_equal(views, np.broadcast_to(what.shown.views[modality], len(rows)))
         shown = rows_and_views(batch.inputs["image"].values)
         np.testing.assert_array_equal(rows_and_views(batch.targets["logits"]), shown)
         assert set(shown[1].tolist()) <= {1, 2, 3}
         if stream.kind == "image-text":
-            assert what.views["text"] == 0
+            assert what.shown.views["text"] == 0
 
 
 def test_views_and_partners_are_drawn_independently(recipe: Make, tmp_path: Path, coded_store: NewStore) -> None:
@@ -189,10 +192,53 @@ def test_views_and_partners_are_drawn_independently(recipe: Make, tmp_path: Path
     together: Counter[tuple[int, int]] = Counter()
     for step in range(100):
         _, what = streams.draw(step)
-        image, audio = (np.asarray(what.views[modality]).tolist() for modality in ("image", "audio"))
+        image, audio = (np.asarray(what.shown.views[modality]).tolist() for modality in ("image", "audio"))
         together.update(zip(image, audio, strict=True))
     assert len(together) == 9
     assert max(together.values()) < 1.3 * min(together.values())
+
+
+def test_others_are_the_same_items_in_another_view_or_another_caption(
+    recipe: Make, tmp_path: Path, coded_store: NewStore
+) -> None:
+    streams = resolve(recipe(), [coded_store(tmp_path / "coded.zarr")])
+    streams.streams = tuple(replace(stream, shows_others=True) for stream in streams.streams)
+    for step in range(3 * streams.steps_per_epoch):
+        stream, what = streams.draw(step)
+        assert what.others is not None
+        batch = load(streams, step)
+        for modality in stream.pair:
+            rows, views = rows_and_views(batch.others[modality].values)
+            first_rows, first_views = rows_and_views(batch.inputs[modality].values)
+            assert np.array_equal(rows, what.others.rows[modality])
+            if modality == "text":  # two captions an image in each language
+                assert not (rows == first_rows).any()
+                kind = stream.store.manifest.positives("image", "text")
+                pairs = set(map(tuple, kind.tolist()))
+                assert all(
+                    pair in pairs for pair in zip(what.shown.rows["image"].tolist(), rows.tolist(), strict=True)
+                )
+            else:
+                assert np.array_equal(rows, first_rows)
+                assert not (views == first_views).any()
+
+
+def test_a_stream_may_be_of_one_modality(recipe: Make, store: TargetStore) -> None:
+    kinds = [{"pair": "image"}, {"pair": "text"}]
+    streams = resolve(
+        recipe({"streams": kinds, "objectives": {"rank": {"kind": "ranking"}}, "targets": {}}), [store]
+    )
+    assert {stream.kind for stream, _ in map(streams.draw, range(streams.steps_per_epoch))} == {"image", "text"}
+
+
+def test_places_number_the_anchors_of_all_streams(recipe: Make, store: TargetStore) -> None:
+    streams = resolve(recipe({"batch_size": 8}), [store])
+    seen: dict[range, set[int]] = {}
+    for step in range(6 * streams.steps_per_epoch):
+        batch = load(streams, step)
+        seen.setdefault(batch.peers, set()).update(batch.places.tolist())
+    assert sorted(place for places in seen.values() for place in places) == list(range(streams.num_places))
+    assert all(places == set(peers) for peers, places in seen.items())
 
 
 def test_evaluation_views_are_read_on_request(recipe: Make, tmp_path: Path, coded_store: NewStore) -> None:

@@ -17,30 +17,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.batch import Batch, Forward
-from trainer.ranges import NotNegative, Positive
+from trainer.objectives.loss import Context, Loss, ObjectiveConfig
+from trainer.ranges import Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoNce:
+class InfoNce(ObjectiveConfig):
     """Symmetric contrastive cross-entropy; `scale` is 1 / temperature at the start."""
 
     kind: Literal["infonce"] = "infonce"
-    weight: NotNegative = 1.0
     scale: Positive = 14.3
     max_scale: Positive = 100.0
     learnable: bool = True
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The targets that must be in every stream: none."""
-        return ()
-
-    def build(self) -> InfoNceLoss:
+    def build(self, context: Context) -> InfoNceLoss:
         """The objective as a module; it owns the scale."""
         return InfoNceLoss(self)
 
 
-class InfoNceLoss(nn.Module):
+class InfoNceLoss(Loss):
     """One part per direction."""
 
     def __init__(self, config: InfoNce) -> None:

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.batch import Batch, Forward
-from trainer.ranges import NotNegative, Positive
+from trainer.objectives.loss import Context, Loss, ObjectiveConfig
+from trainer.ranges import Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class KdKl:
+class KdKl(ObjectiveConfig):
     """KL divergence from the teacher's class distribution; `target` names an entry of the recipe's targets."""
 
     kind: Literal["kd_kl"] = "kd_kl"
-    weight: NotNegative = 1.0
     target: str = "logits"
     temperature: Positive = 1.0
 
@@ -33,12 +33,17 @@ class KdKl:
         """The targets that must be in every stream."""
         return (self.target,)
 
-    def build(self) -> KdKlLoss:
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The student's logits are of the target's classes."""
+        return (self.target,)
+
+    def build(self, context: Context) -> KdKlLoss:
         """The objective as a module."""
         return KdKlLoss(self)
 
 
-class KdKlLoss(nn.Module):
+class KdKlLoss(Loss):
     """One part per modality; they add up to L_KD."""
 
     def __init__(self, config: KdKl) -> None:

@@ -13,33 +13,28 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.batch import Batch, Forward
+from trainer.objectives.loss import Context, Loss, ObjectiveConfig
 from trainer.ranges import NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranking:
+class Ranking(ObjectiveConfig):
     """Hinge on the cosines of a batch."""
 
     kind: Literal["ranking"] = "ranking"
-    weight: NotNegative = 1.0
     margin: NotNegative = 0.2
     symmetric: bool = False
     negatives: Literal["sum", "mean"] = "sum"
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The targets that must be in every stream: none."""
-        return ()
-
-    def build(self) -> RankingLoss:
+    def build(self, context: Context) -> RankingLoss:
         """The objective as a module."""
         return RankingLoss(self)
 
 
-class RankingLoss(nn.Module):
+class RankingLoss(Loss):
     """One part per direction."""
 
     def __init__(self, config: Ranking) -> None:

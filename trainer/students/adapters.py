@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from contract.errors import ConfigError
 from trainer.batch import Tokens
 from trainer.ranges import Count, Positive, Share
-from trainer.students.layers import Block, head_width, real_tokens
+from trainer.students.layers import Block, Recomputed, head_width, real_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Adapters(nn.Module):
     def forward(self, modality: str, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """The modality's tokens -> float [B, T', W] and bool [B, T'], None when all are real."""
         adapted: tuple[Tensor, Tensor | None] = self.by_modality[modality](
-            tokens.values, real_tokens(tokens.length, tokens.values.shape[1])
+            tokens.values, real_tokens(tokens.length, tokens.values.shape[1]), tokens.masked
         )
         return adapted
 
@@ -110,12 +110,21 @@ class Adapter(nn.Module):
         self.standardise = Standardise(shape.width)
         self.project = nn.Linear(shape.width, width)
         self.position = nn.Parameter(torch.randn(shape.num_tokens, width) * 0.02)
+        self.unseen = nn.Parameter(torch.zeros(width))  # stands where a token is hidden, as BERT's [MASK] does
         self.layers = layers
 
-    def forward(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Float [B, T, D] and bool [B, T] -> float [B, T', W] and bool [B, T']; T' < T under token dropout."""
-        x = self.project(self.standardise(tokens)) + self.position[: tokens.shape[1]]
-        if self.training and self.token_dropout > 0:
+    def forward(
+        self, tokens: Tensor, mask: Tensor | None, masked: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Float [B, T, D] and bool [B, T] -> float [B, T', W] and bool [B, T']; T' < T under token dropout.
+
+        None is dropped where tokens are `masked`: they are to be told by their neighbours.
+        """
+        x = self.project(self.standardise(tokens))
+        if masked is not None:
+            x = torch.where(masked[..., None], self.unseen.to(x.dtype), x)
+        x = x + self.position[: tokens.shape[1]]
+        if self.training and self.token_dropout > 0 and masked is None:
             x, mask = thinned(x, mask, self.token_dropout)
         for layer in self.layers:
             x = layer(x, mask)
@@ -153,7 +162,7 @@ class Standardise(nn.Module):
         return (tokens.float() - self.mean) / self.deviation
 
 
-class TokenMlp(nn.Module):
+class TokenMlp(Recomputed):
     """x <- x + mlp(norm(x)) on each token."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
@@ -162,8 +171,8 @@ class TokenMlp(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width), nn.Dropout(dropout)
         )
 
-    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Float [B, T, W] -> float [B, T, W]; the mask changes nothing for single tokens."""
+    def mixed(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Each token on its own, so that the mask changes nothing."""
         mixed: Tensor = self.layers(tokens)
         return tokens + mixed
 

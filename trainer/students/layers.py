@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Pooling = Literal["attention", "mean"]
 
@@ -21,7 +22,24 @@ def head_width(width: int, num_heads: int) -> int:
     return width // num_heads
 
 
-class Block(nn.Module):
+class Recomputed(nn.Module):
+    """A layer that need not keep what lies inside it: with `recompute` the backward pass computes it again."""
+
+    recompute = False
+
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Float [B, T, W] and bool [B, T], True for real tokens -> float [B, T, W]."""
+        if self.recompute and torch.is_grad_enabled():
+            mixed: Tensor = checkpoint(self.mixed, tokens, mask, use_reentrant=False)
+            return mixed
+        return self.mixed(tokens, mask)
+
+    def mixed(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """What the layer does."""
+        raise NotImplementedError
+
+
+class Block(Recomputed):
     """Pre-norm transformer block (Vaswani et al. 2017, Xiong et al. 2020).
 
     x <- x + attention(norm(x)); x <- x + mlp(norm(x))
@@ -39,8 +57,8 @@ class Block(nn.Module):
         hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Float [B, T, W] and bool [B, T], True for real tokens -> float [B, T, W]."""
+    def mixed(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention between the tokens, then each on its own."""
         tokens = tokens + self._dropped(self.out(self._attended(self.attention_norm(tokens), mask)))
         return tokens + self._dropped(self.mlp(self.mlp_norm(tokens)))
 

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.batch import Tokens
 from trainer.ranges import Count, Share
 from trainer.students.adapters import AdapterConfig, Adapters, InputShape
+from trainer.students.fusion import Fusion
 from trainer.students.layers import Pooling, head_width, pool, unit
 
 
@@ -31,12 +33,13 @@ class MlpStudent:
     pooling: Pooling = "attention"
     dropout: Share = 0.1
     adapters: Mapping[str, AdapterConfig]
+    fusion: Fusion | None = None
 
     def __post_init__(self) -> None:
         """Refuse heads that can't share the width."""
         head_width(self.width, self.num_heads)
-        for adapter in self.adapters.values():
-            adapter.require_width(self.width)
+        for part in (*self.adapters.values(), *([] if self.fusion is None else [self.fusion])):
+            part.require_width(self.width)
 
     def build(self, shapes: Mapping[str, InputShape], num_classes: int) -> Mlp:
         """The student for these modalities, randomly initialised; without classes it has no logits."""
@@ -53,14 +56,20 @@ class Mlp(nn.Module):
         self.hidden = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.embedding_dim))
         self.dropout = nn.Dropout(config.dropout)
         self.classify = nn.Linear(config.embedding_dim, num_classes) if num_classes else None
+        self.fusion = None if config.fusion is None else config.fusion.build(config.width, config.pooling)
 
     def forward(self, inputs: Mapping[str, Tokens]) -> dict[str, Tensor]:
-        """For each modality m in `inputs`: "m/embedding" float32 [B, D], unit length, and "m/logits" [B, C]."""
-        named = {}
+        """For each modality m in `inputs`, what `trainer.batch.Forward` names."""
+        named: dict[str, Tensor] = {}
         for modality, tokens in inputs.items():
             x, mask = self.adapters(modality, tokens)
             hidden = self.hidden(self.dropout(self.pools[modality](x, mask)))
-            named[f"{modality}/embedding"] = unit(hidden)
+            named |= {
+                f"{modality}/tokens": x,
+                f"{modality}/mask": x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask,
+                f"{modality}/features": hidden,
+                f"{modality}/embedding": unit(hidden),
+            }
             if self.classify is not None:
                 named[f"{modality}/logits"] = self.classify(self.dropout(F.gelu(hidden)))
         return named

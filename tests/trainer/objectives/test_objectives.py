@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainer.batch import Batch, Forward, Tokens
 from trainer.objectives.infonce import InfoNce
 from trainer.objectives.kd_kl import KdKl
+from trainer.objectives.loss import Context
 from trainer.objectives.ranking import Ranking
 
 CONFIGS: list[Any] = [
@@ -26,6 +27,9 @@ CONFIGS: list[Any] = [
     InfoNce(),
     InfoNce(scale=50.0, learnable=False),
 ]
+
+
+CONTEXT = Context(student=nn.Identity(), width=16, embedding_dim=16)
 
 
 class Fixed(nn.Module):
@@ -51,7 +55,7 @@ def outputs(num_rows: int, *, seed: int = 0) -> dict[str, Tensor]:
 def evaluate(config: Any, named: Mapping[str, Tensor], teacher: Tensor) -> dict[str, Tensor]:
     tokens = Tokens(torch.zeros(len(teacher), 1, 1))
     batch = Batch(pair=("image", "text"), inputs={"image": tokens, "text": tokens}, targets={"logits": teacher})
-    parts: dict[str, Tensor] = config.build()(batch, Forward(Fixed(named), batch))
+    parts: dict[str, Tensor] = config.build(CONTEXT)(batch, Forward(Fixed(named), batch))
     return parts
 
 
@@ -157,7 +161,7 @@ def test_ranking_is_zero_once_every_margin_is_kept() -> None:
 
 
 def test_infonce_scale_is_learnt_and_comes_back_from_its_limit() -> None:
-    loss = InfoNce(scale=1e4, max_scale=100.0).build()
+    loss = InfoNce(scale=1e4, max_scale=100.0).build(CONTEXT)
     scale = loss.scale()
     assert scale.item() == pytest.approx(100, rel=1e-5)
     torch.autograd.backward(scale)
@@ -190,5 +194,5 @@ def test_forward_runs_the_student_once() -> None:
     )
     forward = Forward(Counting(named), batch)
     for config in CONFIGS:
-        config.build()(batch, forward)
+        config.build(CONTEXT)(batch, forward)
     assert calls.count == 1
