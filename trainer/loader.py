@@ -2,7 +2,8 @@
 
 Threads and not processes: rows are copied out of mapped files at the speed of memory, and a copy from one process
 to another costs ten times that (docs/store.md). Which rows a step reads is a pure function of the step, so batches
-may be read in any order and still come out in theirs.
+may be read in any order and still come out in theirs. Where the student is on a CPU, the threads decode too, each
+without helpers: the step's own threads are busy, and a loop that is shared out waits for the last of them.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
+from threading import Barrier
 
 import torch
 
@@ -29,6 +31,7 @@ class Loader:
 
     def __init__(self, streams: Streams, start: int, stop: int, device: str) -> None:
         self._steps, self._device = range(start, stop), device
+        self._is_host = torch.device(device).type == "cpu"
         # What a step reads is asked for twice: when it is wanted from the disk, and when it is read.
         self._draw = lru_cache(maxsize=4 * NUM_READY)(streams.draw)
         # One slot is the consumer's, the others are being filled or wait for it.
@@ -36,21 +39,23 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Read ahead, and give each batch out in its turn."""
-        with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="loader") as threads:
-            reading: deque[Future[StoredBatch]] = deque()
+        with _single_threaded(min(NUM_THREADS, len(self._steps))) as threads:
+            reading: deque[Future[StoredBatch | Batch]] = deque()
             try:
                 reading.extend(threads.submit(self._read, step) for step in self._steps[:NUM_READY])
                 for step in self._steps:
                     later = step + NUM_READY  # into the slot of the batch that the consumer has just let go of
                     if later in self._steps:
                         reading.append(threads.submit(self._read, later))
-                    batch = reading.popleft().result().to(self._device)
-                    self._slot(step).leave()
-                    yield batch
+                    found = reading.popleft().result()
+                    if isinstance(found, StoredBatch):
+                        found = found.to(self._device)
+                        self._slot(step).leave()
+                    yield found
             finally:
                 threads.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, step: int) -> StoredBatch:
+    def _read(self, step: int) -> StoredBatch | Batch:
         # Rows of a later batch are on their way from the disk while this one is copied.
         if step < self._steps.start + NUM_READY:
             self._will_need(step)
@@ -58,7 +63,8 @@ class Loader:
         slot = self._slot(step)
         slot.enter()
         stream, drawn = self._draw(step)
-        return stream.read(drawn, slot.buffers)
+        found = stream.read(drawn, slot.buffers)
+        return found.to(self._device) if self._is_host else found
 
     def _will_need(self, step: int) -> None:
         if step in self._steps:
@@ -68,6 +74,24 @@ class Loader:
 
     def _slot(self, step: int) -> _Slot:
         return self._slots[step % len(self._slots)]
+
+
+@contextmanager
+def _single_threaded(num: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads whose operators use no others."""
+    started, own = Barrier(num + 1), torch.get_num_threads()
+
+    def start() -> None:
+        torch.get_num_threads()  # or the first operator would take the number that all have
+        torch.set_num_threads(1)  # of this thread, and of those that are yet to be made
+        started.wait()
+
+    with ThreadPoolExecutor(max(1, num), thread_name_prefix="loader", initializer=start) as threads:
+        for _ in range(num):
+            threads.submit(int)
+        started.wait()
+        torch.set_num_threads(own)
+        yield threads
 
 
 class _Slot:

@@ -1,10 +1,12 @@
 """A run: its folder, its recipe and the streams it reads; how one is begun and how one is resumed.
 
 RUN/config.yaml        the resolved recipe
-    run.json           recipe, stores with their fingerprints, trained pairs, versions, whether it is finished
-    metrics.jsonl      one JSON object per logged step, and per validation
-    last.safetensors   the state after the last epoch; best.safetensors: after the best one
+    run.json           recipe, stores with their fingerprints, trained pairs, whether it is finished
+    environment.json   code, packages and machine, once more for each start in which they have changed
+    metrics.jsonl      one JSON object per logged step, and per validation; beside it what the recipe's `logs` name
+    checkpoints/       the newest states; best.safetensors: the state at the best validation
     embeddings/        a student store per dataset
+    scores/            what a matching head says of pairs (contract/scores.py)
 """
 
 from __future__ import annotations
@@ -13,9 +15,8 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,10 @@ from contract.files import replace_file
 from contract.schema import difference
 from contract.storage import StorePath, is_url, store_path
 from contract.store import TargetStore, newest_store
-from trainer.recipes import Recipe
+from trainer import environment, logs
+from trainer.checkpoint import Kept
+from trainer.ranks import Ranks
+from trainer.recipes import Recipe, decisive
 from trainer.resolve import resolve
 from trainer.streams import Streams
 
@@ -50,20 +54,37 @@ class Run:
         return self.path / "metrics.jsonl"
 
     @property
-    def last(self) -> Path:
-        """The state after the last epoch."""
-        return self.path / "last.safetensors"
+    def checkpoints(self) -> Kept:
+        """The newest states."""
+        return Kept(folder=self.path / "checkpoints", num=self.recipe.checkpoints.keep)
 
     @property
     def best(self) -> Path:
-        """The state after the best epoch."""
+        """The state at the best validation."""
         return self.path / "best.safetensors"
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the optimizer in an epoch."""
+        return max(1, self.streams.steps_per_epoch // self.recipe.accumulate)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the optimizer in the whole run."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+    def shared(self, ranks: Ranks) -> Run:
+        """The run as one of its ranks reads it."""
+        return replace(self, streams=self.streams.shared(ranks.rank, ranks.num))
+
     def create(self) -> None:
-        """Make the folder, unless this is a run that is continued."""
+        """Make the folder; in that of a run that is continued, put down what has changed."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file, text = self.path / "config.yaml", config.dump(self.recipe)
+        if not file.exists() or file.read_text() != text:
+            replace_file(file, text.encode())
+        environment.record(self.path / "environment.json")
         if not (self.path / "run.json").exists():
-            self.path.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path / "config.yaml", config.dump(self.recipe).encode())
             _write_record(self.path, self.record)
 
     def finish(self) -> None:
@@ -76,6 +97,7 @@ def begin(recipe: Recipe, store_paths: Sequence[StorePath], path: Path | None) -
     """A new run, in `path` or in the next free folder under runs/; nothing is written yet."""
     if path is not None and (path / "run.json").exists():
         raise RunError(f"{path} exists; continue it with --resume, or give another --run")
+    logs.require(recipe.logs)
     stores = open_stores(recipe, store_paths)
     streams = resolve(recipe, stores)
     path = path or next_path(RUNS, recipe.name, "+".join(trained(streams)))
@@ -85,7 +107,6 @@ def begin(recipe: Recipe, store_paths: Sequence[StorePath], path: Path | None) -
         "trained": trained(streams),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "finished": False,
-        "versions": _versions(),
     }
     return Run(path=path, recipe=recipe, streams=streams, record=record)
 
@@ -96,14 +117,23 @@ def resume(
     recipe_file: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Run:
-    """The run in `path`, or the newest unfinished one; a recipe that is given again must be the run's own."""
+    """The run in `path`, or the newest unfinished one; a recipe that is given again must be the run's own.
+
+    It may keep other checkpoints, or log elsewhere: the run then goes on so.
+    """
     path = path or newest_unfinished(RUNS)
-    record = _read_record(path)
+    record = read_record(path)
     recipe = config.load(path / "config.yaml", Recipe)
     asked = config.load(recipe_file or path / "config.yaml", Recipe, overrides)
-    changed = difference(config.tree(asked), config.tree(recipe))
+    changed = difference(decisive(asked), decisive(recipe))
     if changed:
         raise ConfigError(f"{path} was begun with another recipe: {changed}; a resumed run keeps its own")
+    logs.require(asked.logs)
+    return reopen(path, asked, record, store_paths)
+
+
+def reopen(path: Path, recipe: Recipe, record: Record, store_paths: Sequence[StorePath] = ()) -> Run:
+    """The run of this record, over its own stores or those given, which must be the same ones."""
     stores = open_stores(recipe, store_paths or [store_path(entry["path"]) for entry in record["stores"]])
     streams = resolve(recipe, stores)
     _require_same_stores(record, _describe_stores(streams, stores))
@@ -133,10 +163,20 @@ def next_path(folder: Path, recipe: str, dataset: str) -> Path:
 def newest_unfinished(folder: Path) -> Path:
     """The unfinished run under `folder` whose files changed last."""
     paths = [path.parent for path in folder.glob("*/run.json")]
-    unfinished = [path for path in paths if not _read_record(path)["finished"]]
+    unfinished = [path for path in paths if not read_record(path)["finished"]]
     if not unfinished:
         raise RunError(f"no unfinished run under {folder}/; `trainer run` starts a new one")
     return max(unfinished, key=lambda path: max(file.stat().st_mtime for file in path.iterdir()))
+
+
+def read_record(path: Path) -> Record:
+    """The content of a run's run.json."""
+    try:
+        return cast(Record, json.loads((path / "run.json").read_text()))
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: no run there (it has no run.json)") from error
+    except ValueError as error:
+        raise RunError(f"{path / 'run.json'}: damaged: {error}") from error
 
 
 def trained(streams: Streams) -> dict[str, list[str]]:
@@ -194,20 +234,5 @@ def _require_same_stores(record: Record, found: Sequence[Record]) -> None:
                 )
 
 
-def _read_record(path: Path) -> Record:
-    try:
-        return cast(Record, json.loads((path / "run.json").read_text()))
-    except FileNotFoundError as error:
-        raise RunError(f"{path}: no run there (it has no run.json)") from error
-    except ValueError as error:
-        raise RunError(f"{path / 'run.json'}: damaged: {error}") from error
-
-
 def _write_record(path: Path, record: Record) -> None:
     replace_file(path / "run.json", (json.dumps(record, indent=2) + "\n").encode())
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "numpy", "zarr", "safetensors")
-    python = ".".join(str(part) for part in sys.version_info[:3])
-    return {"python": python, **{package: version(package) for package in packages}}

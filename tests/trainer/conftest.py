@@ -69,7 +69,7 @@ def merged(tree: Any, changes: dict[str, Any]) -> dict[str, Any]:
     return copy
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe() -> Callable[..., Recipe]:
     """Make the tiny recipe, with changes such as `{"student.width": 16}`."""
 
@@ -115,8 +115,12 @@ def make_store(
     model: str = "drawn",
     shapes: dict[str, tuple[int, int]] = SHAPES,
     labels: Sequence[int] | None = None,
+    huge: Sequence[int] = (),
 ) -> TargetStore:
-    """Write a store; the last shard of the FieldSets in `shards_left_out` is missing."""
+    """Write a store; the last shard of the FieldSets in `shards_left_out` is missing.
+
+    The images in the rows `huge` have values that no standardised arithmetic holds.
+    """
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=(len(splits), 6))
     manifest = make_manifest(dataset, splits, with_audio=with_audio, labels=labels)
@@ -129,6 +133,8 @@ def make_store(
         values = {"image": "patch_embeddings", "text": "token_embeddings", "audio": "patch_embeddings"}[modality]
         tokens = (hidden @ mixing)[owners[modality]].reshape(-1, num_tokens, width)
         tokens = (tokens + 0.3 * rng.normal(size=tokens.shape)).astype(np.float32)
+        if modality == "image":
+            tokens[list(huge)] = 3e38
         arrays = {values: tokens}
         fields = [Field(name=values, shape=(num_tokens, width), encoding=Float32())]
         if modality == "image" and with_logits:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from contract.errors import RunError
 from trainer import checkpoint
@@ -32,3 +33,10 @@ def test_tensors_are_found_under_their_prefix() -> None:
     put = checkpoint.put_under("student", tensors)
     assert list(put) == ["student.weight"]
     assert checkpoint.under("student", {**put, "students.weight": torch.ones(1)}).keys() == {"weight"}
+
+
+def test_checkpoint_of_the_first_version_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    save_file({"a": torch.ones(2)}, path, metadata={"precept": '{"step": 7}'})
+    found, state = checkpoint.load(path)
+    assert (found["a"].tolist(), state) == ([1.0, 1.0], {"step": 7})

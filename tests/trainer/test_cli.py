@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def test_run_trains_and_prints_its_folder(
     assert done.returncode == 0, done.stderr
     assert done.stdout == "runs/tiny-tiny-001\n"
     assert "store: stores/tiny.zarr" in done.stderr
-    assert "val rsum: image-to-text" in done.stderr
+    assert re.search(r"val rsum [0-9.]+ \(best\): tiny/image-to-text ", done.stderr)
     assert json.loads((tmp_path / "runs/tiny-tiny-001/run.json").read_text())["finished"]
 
 

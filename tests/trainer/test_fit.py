@@ -72,15 +72,15 @@ def test_loss_falls_and_retrieval_beats_random(
         for name, value in values.items():
             by_name.setdefault(name, []).append(value)
     assert all(np.mean(values[-4:]) < 0.7 * np.mean(values[:4]) for values in by_name.values())
-    figures = [line["validation"]["tiny"] for line in lines(run) if "validation" in line][-1]
-    assert set(figures) == {
+    figures = [line["validation"] for line in lines(run) if "validation" in line][-1]
+    assert {name.split("/")[1] for name in figures if name.startswith("tiny/") and name.endswith("/R@1")} == {
         f"{a}-to-{b}" for a in ("image", "text", "audio") for b in ("image", "text", "audio") if a != b
     }
-    assert figures["text-to-image"]["num_queries"] == 32
+    assert figures["tiny/text-to-image/num_queries"] == 32
     # Random: 10% among 16 images (R@1 6%); text-audio was never trained.
-    assert figures["text-to-image"]["R@1"] > 40
-    assert figures["image-to-audio"]["R@1"] > 40
-    assert figures["text-to-audio"]["R@1"] > 20
+    assert figures["tiny/text-to-image/R@1"] > 40
+    assert figures["tiny/image-to-audio/R@1"] > 40
+    assert figures["tiny/text-to-audio/R@1"] > 20
 
 
 @pytest.mark.parametrize("step", [5, 8, 15])
@@ -94,9 +94,9 @@ def test_resumed_run_equals_uninterrupted_run(
     fit(resumed)
     assert parts(resumed) == parts(whole)
     assert scores(resumed) == scores(whole)
-    for name in ("last", "best"):
-        expected, state = checkpoint.load(whole.path / f"{name}.safetensors")
-        found, resumed_state = checkpoint.load(resumed.path / f"{name}.safetensors")
+    for file in (whole.best, *whole.checkpoints.all()):
+        expected, state = checkpoint.load(file)
+        found, resumed_state = checkpoint.load(resumed.path / file.relative_to(whole.path))
         assert resumed_state == state
         assert found.keys() == expected.keys()
         assert all((found[tensor] == expected[tensor]).all() for tensor in expected)
@@ -127,9 +127,10 @@ def test_run_leaves_its_record_recipe_and_student_store(recipe: Make, store: Tar
     assert config.load(run.path / "config.yaml", Recipe) == run.recipe
     assert {path.name for path in run.path.iterdir()} == {
         "best.safetensors",
+        "checkpoints",
         "config.yaml",
         "embeddings",
-        "last.safetensors",
+        "environment.json",
         "metrics.jsonl",
         "run.json",
     }
@@ -145,8 +146,9 @@ def test_best_is_the_epoch_of_the_best_validation(recipe: Make, store: TargetSto
     fit(run)
     per_epoch = run.streams.steps_per_epoch
     epoch, score = max(scores(run), key=lambda entry: (entry[1], -entry[0]))
-    assert checkpoint.load(run.best)[1] == {"step": epoch * per_epoch, "best": score}
-    assert checkpoint.load(run.last)[1] == {"step": 6 * per_epoch, "best": score}
+    best, last = checkpoint.load(run.best)[1], checkpoint.load(run.checkpoints.path(6 * per_epoch))[1]
+    assert (best["step"], best["best"]) == (epoch * per_epoch, score)
+    assert (last["step"], last["best"]) == (6 * per_epoch, score)
 
 
 def test_without_validation_pairs_the_last_epoch_is_the_best(
@@ -169,7 +171,7 @@ def test_damaged_row_is_noticed_in_the_first_epoch_unless_checksums_are_not_veri
     damaged = runs.begin(recipe(short), [store.path], tmp_path / "damaged")
     stream, drawn = damaged.streams.draw(0)
     assert stream.kind == "image-text"
-    row = int(drawn.rows["image"][-1])
+    row = int(drawn.shown.rows["image"][-1])
     shard, offset = divmod(row, 32)
     path = store.path / f"image/eyes/patch_embeddings/c/{shard}/0/0"  # type: ignore[operator]
     content = bytearray(path.read_bytes())

@@ -75,14 +75,14 @@ def test_every_encoding_comes_through_as_the_store_decodes_it(
     for step, batch in enumerate(Loader(streams, 0, streams.steps_per_epoch, device)):
         stream, drawn = streams.draw(step)
         for modality, input_ in stream.inputs.items():
-            (values, length), rows = batch.inputs[modality], drawn.rows[modality]
+            (values, length, _), rows = batch.inputs[modality], drawn.shown.rows[modality]
             expected = encoded_store.load(input_.values, rows)
             if length is not None:
                 np.testing.assert_array_equal(length.cpu(), encoded_store.load(input_.length, rows))
                 assert values.shape[1] == length.max() < expected.shape[1]
                 expected = expected[:, : values.shape[1]]
             np.testing.assert_allclose(values.cpu(), expected, rtol=1e-5, atol=1e-3)  # pixels: sums of 12 x 255
-        logits = encoded_store.load("image/teacher/logits", drawn.rows["image"])
+        logits = encoded_store.load("image/teacher/logits", drawn.shown.rows["image"])
         np.testing.assert_allclose(batch.targets["logits"].cpu(), logits, rtol=1e-5, atol=1e-6)
 
 
@@ -187,7 +187,7 @@ def first_reading(streams: Streams, modality: str, rows: range) -> int:
     return next(
         step
         for step in itertools.count()
-        if not set(rows).isdisjoint(streams.draw(step)[1].rows.get(modality, np.empty(0)).tolist())
+        if not set(rows).isdisjoint(streams.draw(step)[1].shown.rows.get(modality, np.empty(0)).tolist())
     )
 
 
@@ -211,7 +211,7 @@ def test_damaged_row_stops_the_loader_in_an_epoch_that_verifies(
     """Rows of more than 32 kB are chunks with a checksum of their own; smaller ones share one."""
     store = coded_store(tmp_path / "tiny.zarr", num_views=0, shape=(2, 6000))
     streams = resolve(recipe({"batch_size": 2}), [store])
-    row = int(streams.draw(9)[1].rows["image"][1])
+    row = int(streams.draw(9)[1].shown.rows["image"][1])
     damage(store, row, 2 * 6000 * 4)
     step = first_reading(streams, "image", range(row, row + 1))
     assert num_until_error(streams, rf"shard {row // 32}, row {row} .*'image-{row:03}'.*pipeline repair") == step

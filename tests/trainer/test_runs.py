@@ -117,12 +117,13 @@ def test_store_named_by_the_recipe_needs_no_option(recipe: Make, store: TargetSt
     assert run.record["trained"] == {"tiny": ["image-text"]}
 
 
-def test_record_names_stores_and_versions(recipe: Make, store: TargetStore) -> None:
+def test_record_names_stores_and_environment(recipe: Make, store: TargetStore) -> None:
     run = created(recipe(), [store.path], None)
     record = json.loads((run.path / "run.json").read_text())
     assert record["finished"] is False
     assert record["stores"][0]["path"] == str(store.path)
-    assert {"python", "torch"} <= set(record["versions"])
+    (environment,) = json.loads((run.path / "environment.json").read_text())
+    assert {"precept", "python", "platform", "cpu", "num_threads", "gpus", "packages"} <= set(environment)
 
 
 def test_recipe_that_the_store_can_not_train_leaves_no_folder(recipe: Make, store: TargetStore) -> None:
