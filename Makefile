@@ -2,7 +2,7 @@
 # make test   set up, then run the tests
 # make check  format, lint, types, import rules and tests: what a commit must pass
 # make bench  store and evaluation against their floors and peers (25 minutes, 17 GB of disk)
-# make soak   a fault campaign: writers killed, files altered (ten minutes)
+# make soak   a fault campaign: writers killed, files altered; and the tests that take too long for every time
 
 PYTHON ?= python3
 VENV := .venv
@@ -45,6 +45,8 @@ bench: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python -m pytest -m soak
 
 clean:
 	rm -rf $(VENV)
