@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def resplit(source: Path, root: Path) -> None:
-    """Write the captions with the splits of this benchmark into `root`, beside a link to the photographs."""
+    """Write the captions with the splits of this benchmark into `root`, beside a copy of the photographs."""
     root.mkdir(parents=True, exist_ok=True)
     tree = json.loads((source / "dataset_flickr8k.json").read_text())
     entries = [entry for entry in tree["images"] if entry["split"] != "test"]
@@ -73,8 +74,8 @@ def resplit(source: Path, root: Path) -> None:
         for entry in part:
             entry["split"] = split
     (root / "dataset_flickr8k.json").write_text(json.dumps({"images": entries}))
-    if not (root / "images").exists():
-        (root / "images").symlink_to(source / "images")
+    # A link would lead out of the data root.
+    shutil.copytree(source / "images", root / "images", dirs_exist_ok=True)
 
 
 def train(recipe: str, seed: int, store: Path, work: Path) -> dict[str, Any]:

@@ -136,15 +136,15 @@ def compiled(student: nn.Module, config: Compute) -> nn.Module:
 
 
 def average(student: nn.Module, config: Ema, num_steps: Callable[[], int]) -> AveragedModel:
-    """A moving average of the student's weights and buffers; `num_steps` tells how many have been taken."""
+    """A moving average of the student's weights; `num_steps` tells how many have been taken."""
 
     def blend(averages: Tensors, current: Tensors, _: Tensor | int) -> None:
         step = num_steps()
         decay = min(config.decay, (1 + step) / (10 + step)) if config.warmup else config.decay
-        floats = [pair for pair in zip(averages, current, strict=True) if pair[0].is_floating_point()]
-        torch._foreach_lerp_([mean for mean, _ in floats], [value for _, value in floats], 1 - decay)
+        torch._foreach_lerp_(averages, current, 1 - decay)
 
-    return AveragedModel(student, multi_avg_fn=blend, use_buffers=True)
+    # Buffers are taken over: a channel that never moves is divided by infinity, whose average would be no number.
+    return AveragedModel(student, multi_avg_fn=blend, use_buffers=False)
 
 
 def random_state(device: Device) -> dict[str, Tensor]:
