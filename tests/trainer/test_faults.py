@@ -53,7 +53,7 @@ def test_loss_that_is_not_finite_names_part_step_and_samples_and_keeps_the_state
         fit(run)
     message = str(caught.value)
     step = int(message.removeprefix("step ").partition(":")[0]) - 1
-    assert f"step {step + 1}: kd.image is nan; outputs that are not finite: image/embedding of 'image-" in message
+    assert f"step {step + 1}: kd.image is nan; outputs that are not finite: image/tokens of 'image-" in message
     assert ("'image-010'" in message) != ("'image-400'" in message)
     assert f"the state before it is {run.checkpoints.path(step)}" in message
     tensors, scalars = checkpoint.load(run.checkpoints.path(step))
