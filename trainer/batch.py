@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.ranks import ALONE, Lazily, Ranks
-from trainer.stored import Arrays, StoredField
+from trainer.stored import Arrays, Buffers, StoredField
 
 
 class Tokens(NamedTuple):
@@ -34,13 +34,13 @@ class StoredTokens:
     arrays: Arrays
     length: Tensor | None
 
-    def to(self, device: str) -> Tokens:
+    def to(self, device: str, buffers: Buffers | None = None) -> Tokens:
         """The tokens on a device, cut to the longest row of them, and only then decoded."""
         arrays = _moved(self.arrays, device)
         if self.length is not None:
             longest = max(1, int(self.length.max())) if len(self.length) else 1
             arrays = {name: array[:, :longest] for name, array in arrays.items()}
-        values = self.values.decode(arrays)
+        values = self.values.decode(arrays, buffers)
         if values.ndim == 2:  # one vector per item is a sequence of one token
             values = values[:, None]
         return Tokens(values, None if self.length is None else self.length.to(device, non_blocking=True))
@@ -57,13 +57,17 @@ class StoredBatch:
     places: Tensor
     peers: range
 
-    def to(self, device: str) -> Batch:
-        """The batch on a device, decoded there."""
+    def to(self, device: str, buffers: Buffers | None = None) -> Batch:
+        """The batch on a device, decoded there; on the host in `buffers`, where they are given."""
+        others = buffers and buffers.others
         return Batch(
             pair=self.pair,
-            inputs={modality: tokens.to(device) for modality, tokens in self.inputs.items()},
-            targets={name: field.decode(_moved(arrays, device)) for name, (field, arrays) in self.targets.items()},
-            others={modality: tokens.to(device) for modality, tokens in self.others.items()},
+            inputs={modality: tokens.to(device, buffers) for modality, tokens in self.inputs.items()},
+            targets={
+                name: field.decode(_moved(arrays, device), buffers)
+                for name, (field, arrays) in self.targets.items()
+            },
+            others={modality: tokens.to(device, others) for modality, tokens in self.others.items()},
             places=self.places.to(device, non_blocking=True),
             peers=self.peers,
         )

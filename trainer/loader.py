@@ -64,7 +64,7 @@ class Loader:
         slot.enter()
         stream, drawn = self._draw(step)
         found = stream.read(drawn, slot.buffers)
-        return found.to(self._device) if self._is_host else found
+        return found.to(self._device, slot.buffers) if self._is_host else found
 
     def _will_need(self, step: int) -> None:
         if step in self._steps:

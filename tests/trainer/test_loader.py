@@ -86,6 +86,19 @@ def test_every_encoding_comes_through_as_the_store_decodes_it(
         np.testing.assert_allclose(batch.targets["logits"].cpu(), logits, rtol=1e-5, atol=1e-6)
 
 
+def test_decoded_values_lie_in_buffers_that_come_back(recipe: Make, encoded_store: TargetStore) -> None:
+    streams = resolve(recipe(), [encoded_store])
+    addresses: dict[str, list[int]] = {}
+    for step, batch in enumerate(Loader(streams, 0, 12 * streams.steps_per_epoch, "cpu")):
+        expected = streams.read(step).to("cpu")
+        for modality, tokens in batch.inputs.items():
+            torch.testing.assert_close(tokens.values, expected.inputs[modality].values, rtol=1e-5, atol=1e-3)
+            addresses.setdefault(modality, []).append(tokens.values.data_ptr())
+        torch.testing.assert_close(batch.targets["logits"], expected.targets["logits"])
+    for found in addresses.values():
+        assert len(set(found[len(found) // 2 :])) <= NUM_READY + 1  # every batch is then as long as one before it
+
+
 def test_buffers_come_back_and_are_never_more(recipe: Make, store: TargetStore) -> None:
     # 47 pairs of a kind: with 32 in a batch one of each in an epoch, and no step reads more rows than another.
     streams = resolve(recipe({"batch_size": 32}), [store])
