@@ -14,11 +14,6 @@ from torch import Tensor
 from contract.manifest import Rows
 from contract.store import TargetStore
 
-# Encodings whose stored arrays are the values.
-AS_STORED = ("float32", "int32")
-# Of a block that is decoded at once: it stays in a core's cache until it is in its place.
-BLOCK_VALUES = 1 << 18
-
 # What is to be read of a modality: the rows, and which view of each (0: the evaluation view).
 Views = Rows | int
 Arrays = dict[str, Tensor]
@@ -79,20 +74,14 @@ class StoredField:
     def decode(self, arrays: Mapping[str, Tensor], buffers: Buffers | None = None) -> Tensor:
         """The values float [n, ...] of stored arrays, on the device that these are on, or in `buffers` of the host.
 
-        Fresh memory costs the kernel more than a batch's decoding: it is filled with zeros, page by page.
+        Fresh memory costs the kernel more than a cast costs: it is filled with zeros, page by page.
         """
-        if buffers is None or self.store.field(self.reference).encoding.kind in AS_STORED:
+        stored = self.store.field(self.reference).encoding.casts
+        if buffers is None or not stored:
             return self._decoded(arrays)
-        num_rows = len(next(iter(arrays.values())))
-        first = self._decoded({name: array[:1] for name, array in arrays.items()})
-        name = f"{self.store.path}/{self.reference} decoded"
-        room = buffers.get(name, (num_rows * first[0:1].numel(),), first.numpy().dtype)
-        values = room.view(num_rows, *first.shape[1:])
-        step = max(1, BLOCK_VALUES // max(1, first.numel()))
-        for start in range(0, num_rows, step):
-            rows = slice(start, start + step)
-            values[rows] = self._decoded({name: array[rows] for name, array in arrays.items()})
-        return values
+        (array,) = arrays.values()
+        room = buffers.get(f"{self.store.path}/{self.reference} decoded", (array.numel(),), np.dtype(np.float32))
+        return room.view(array.shape).copy_(array.view(getattr(torch, stored)))
 
     def _decoded(self, arrays: Mapping[str, Tensor]) -> Tensor:
         device = next(iter(arrays.values())).device

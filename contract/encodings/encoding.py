@@ -38,6 +38,8 @@ class ArrayEncoding:
     source: ClassVar[str] = ""
     # Names of the arrays that are kept once for the whole field.
     constants: ClassVar[tuple[str, ...]] = ()
+    # The dtype of the one stored array, or of its bits, where decoding is no more than a cast of it to float32.
+    casts: ClassVar[str] = ""
     # Whether these are measured on a sample of the values; otherwise the encoder gives them.
     calibrated: ClassVar[bool] = False
 

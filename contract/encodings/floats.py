@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class Float16(ArrayEncoding):
 
     With `non_finite`, NaN and infinity are values like others (log-probabilities of masked classes, say).
     """
+
+    casts: ClassVar[str] = "float16"
 
     kind: Literal["float16"] = "float16"
     non_finite: bool = False
@@ -70,6 +72,8 @@ class BFloat16(ArrayEncoding):
     Zarr has no such dtype: the bits are stored as uint16.
     """
 
+    casts: ClassVar[str] = "bfloat16"
+
     kind: Literal["bfloat16"] = "bfloat16"
     non_finite: bool = False
 
@@ -99,6 +103,8 @@ class Float8(ArrayEncoding):
     The relative error is at most 2^-4 from 2^-6 on, and the error at most 2^-10 below. Zarr has no such dtype: the
     bits are stored as uint8.
     """
+
+    casts: ClassVar[str] = "float8_e4m3fn"
 
     kind: Literal["float8"] = "float8"
 
