@@ -11,8 +11,8 @@ resumed from a checkpoint ends in the same weights as one that was not.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, nullcontext
 
 from tqdm import tqdm
 
@@ -76,14 +76,14 @@ def follow(run: Run, ranks: Ranks) -> None:
     with faults.explained(run):
         state = _newest_state(run, ranks)
         state.student.train()
-        batches = _batches(run, state)
-        while state.step < run.num_steps and not state.stopped:
-            try:
-                take_step(state, recipe, batches, _learning_rate(run, state))
-            except NotFiniteError as error:
-                raise faults.not_finite(error, run, state) from error
-            if state.step % run.steps_per_epoch == 0:
-                state.stopped = ranks.from_first("")
+        with _batches(run, state) as batches:
+            while state.step < run.num_steps and not state.stopped:
+                try:
+                    take_step(state, recipe, batches, _learning_rate(run, state))
+                except NotFiniteError as error:
+                    raise faults.not_finite(error, run, state) from error
+                if state.step % run.steps_per_epoch == 0:
+                    state.stopped = ranks.from_first("")
 
 
 def _newest_state(run: Run, ranks: Ranks) -> State:
@@ -101,10 +101,10 @@ def _newest_state(run: Run, ranks: Ranks) -> State:
     return state
 
 
-def _batches(run: Run, state: State) -> Iterator[Batch]:
-    """Of the steps that are left."""
+def _batches(run: Run, state: State) -> closing[Generator[Batch]]:
+    """Of the steps that are left; the threads that read them end where their use does."""
     start, stop = (step * run.recipe.accumulate for step in (state.step, run.num_steps))
-    return iter(Loader(run.streams, start, stop, state.device.name))
+    return closing(iter(Loader(run.streams, start, stop, state.device.name)))
 
 
 def _learning_rate(run: Run, state: State) -> float:
@@ -126,9 +126,8 @@ class _Loop:
         if state.stopped:
             return
         state.student.train()
-        batches = _batches(self._run, state)
         bar = tqdm(initial=state.step, total=self._num_steps, desc=recipe.name, file=sys.stderr, bar_format=BAR)
-        with bar, profile, Interruption() as interruption:
+        with bar, profile, _batches(self._run, state) as batches, Interruption() as interruption:
             while state.step < self._num_steps and not state.stopped:
                 self._step(batches, bar)
                 profile.step()

@@ -9,7 +9,7 @@ without helpers: the step's own threads are busy, and a loop that is shared out 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -37,7 +37,7 @@ class Loader:
         # One slot is the consumer's, the others are being filled or wait for it.
         self._slots = [_Slot(pinned=torch.device(device).type == "cuda") for _ in range(NUM_READY + 1)]
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         """Read ahead, and give each batch out in its turn."""
         with _single_threaded(min(NUM_THREADS, len(self._steps))) as threads:
             reading: deque[Future[StoredBatch | Batch]] = deque()
