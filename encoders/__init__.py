@@ -78,6 +78,9 @@ ImageEncoder = Annotated[
 TextEncoder = Annotated[
     HuggingFaceText | ClipText | Data2VecText | CustomText | Ngrams, Discriminated(discriminator="kind")
 ]
+# Those that tell the tokens of a text, row for row: `tokens(texts)`, list of n texts -> list of n lists of strings,
+# and what is written of them: `text(strings)`.
+Tokenizing = HuggingFaceText | ClipText | Data2VecText | Ngrams
 AudioEncoder = Annotated[
     HuggingFaceAudio | Data2VecAudio | Yamnet | CustomAudio | LogMel, Discriminated(discriminator="kind")
 ]

@@ -185,6 +185,14 @@ class ClipText:
         own = self._config.text_config.max_position_embeddings
         return (f"max_length is {self.max_length}, the model's own is {own}",) if self._num_tokens != own else ()
 
+    def tokens(self, texts: Sequence[str]) -> list[list[str]]:
+        """The tokens of each text, in the order of its rows; only the tokenizer is loaded."""
+        return tokens.strings(self._tokenizer, texts, self._num_tokens)
+
+    def text(self, strings: Sequence[str]) -> str:
+        """What is written of tokens."""
+        return tokens.text(self._tokenizer, strings)
+
     def build(self, device: str) -> _TextModel:
         """The tokenizer and the tower with its weights, on `device`."""
         model = pretrained.load("AutoModel", self._folder, self.model)
@@ -206,6 +214,10 @@ class ClipText:
     @cached_property
     def _folder(self) -> Path:
         return weights.find_folder(self.model)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return _tokenizer(self._folder, self.model)
 
     @cached_property
     def _fingerprint(self) -> str:

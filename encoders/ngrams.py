@@ -24,6 +24,9 @@ from contract.schema import Field
 from contract.views import TextView
 
 WORD = re.compile(r"\w+|[^\w\s]")
+# Marks that stand right behind a word, and between two.
+LEFT = re.compile(r" ([.,;:!?%)\]])")
+BOTH = re.compile(r"(?<=\w) (['\u2019-]) (?=\w)")
 SMALLEST, LARGEST = 3, 5
 
 
@@ -77,6 +80,14 @@ class Ngrams:
         """There is nothing to override."""
         return ()
 
+    def tokens(self, texts: Sequence[str]) -> list[list[str]]:
+        """The words of each text, in the order of its rows."""
+        return [WORD.findall(text.lower())[: self.max_length] for text in texts]
+
+    def text(self, tokens: Sequence[str]) -> str:
+        """What is written of words: blanks between them, none before a punctuation mark or around a hyphen."""
+        return LEFT.sub(r"\1", BOTH.sub(r"\1", " ".join(tokens)))
+
     def build(self, device: str) -> _NgramsModel:
         """A callable; `device` is not used, there is nothing to multiply."""
         return _NgramsModel(self)
@@ -96,8 +107,7 @@ class _NgramsModel:
         config = self._config
         embeddings = np.zeros((len(views), config.max_length, config.width), np.float32)
         lengths = np.zeros(len(views), np.int32)
-        for row, caption in enumerate(views):
-            words = WORD.findall(caption.lower())[: config.max_length]
+        for row, words in enumerate(config.tokens(views)):
             lengths[row] = len(words)
             for place, word in enumerate(words):
                 embeddings[row, place] = self._vector(word)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,19 @@ def load_tokenizer(folder: Path, model: str) -> Any:
         raise DataError(f"text encoder {model}: its tokenizer can't be loaded: {weights.reason(error)}") from error
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
+
+
+def strings(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[str]]:
+    """The tokens of each text, special ones included, in the order of the rows that a model makes of them."""
+    ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    return [tokenizer.convert_ids_to_tokens(row) for row in ids]
+
+
+def text(tokenizer: Any, strings: Sequence[str]) -> str:
+    """What is written of tokens, without special ones."""
+    ids = tokenizer.convert_tokens_to_ids(list(strings))
+    written: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return written.strip()
 
 
 def require_positions(config: Any, max_length: int) -> None:

@@ -84,6 +84,14 @@ class Data2VecText:
         """Nothing of the model's own preprocessing is overridden."""
         return ()
 
+    def tokens(self, texts: Sequence[str]) -> list[list[str]]:
+        """The tokens of each text, in the order of its rows; only the tokenizer is loaded."""
+        return tokens.strings(self._tokenizer, texts, self.max_length)
+
+    def text(self, strings: Sequence[str]) -> str:
+        """What is written of tokens."""
+        return tokens.text(self._tokenizer, strings)
+
     def build(self, device: str) -> _TextModel:
         """The tokenizer and the model with its weights, on `device`."""
         return _TextModel(self, device)
@@ -91,6 +99,10 @@ class Data2VecText:
     @cached_property
     def _folder(self) -> Path:
         return weights.find_folder(self.model)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return tokens.load_tokenizer(self._folder, self.model)
 
     @cached_property
     def _config(self) -> Any:

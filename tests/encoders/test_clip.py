@@ -174,6 +174,13 @@ def test_stored_pixels_decode_to_the_patch_embeddings(clip: Path) -> None:
     )
 
 
+def test_text_is_written_of_tokens_without_special_ones(clip: Path) -> None:
+    config = ClipText(model=str(clip), max_length=12)
+    (tokens,) = config.tokens(CAPTIONS[:1])
+    assert config.tokens([config.text(tokens)]) == [tokens]
+    assert "<|" not in config.text(tokens)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_looked_up_tokens_decode_to_the_embeddings_whatever_the_side_of_padding(clip: Path, side: str) -> None:
     config = ClipText(model=str(clip), max_length=12, encodings=TextEncodings(token_embeddings=Lookup()))

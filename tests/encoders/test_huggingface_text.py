@@ -67,6 +67,20 @@ def test_token_embeddings_equal_a_direct_call_of_transformers(folder: Path, laye
         assert not outputs["token_embeddings"][row, length:].any()
 
 
+def test_tokens_are_the_strings_of_the_rows(folder: Path) -> None:
+    config = HuggingFaceText(model=str(folder), max_length=6)
+    found = config.tokens([*CAPTIONS, ""])
+    assert found[2:] == [["[CLS]", "dog", "[SEP]"], ["[CLS]", "[SEP]"]]
+    assert found[1] == ["[CLS]", "two", "dogs", "run", "on", "[SEP]"]
+    assert [len(row) for row in found[:3]] == config.build("cpu")(CAPTIONS)["length"].tolist()
+
+
+def test_text_is_written_of_tokens_without_special_ones(folder: Path) -> None:
+    config = HuggingFaceText(model=str(folder))
+    assert config.text(config.tokens(["the dogs run on green grass"])[0]) == "the dogs run on green grass"
+    assert config.text([]) == ""
+
+
 def test_fields_say_what_comes_out(folder: Path) -> None:
     config = HuggingFaceText(model=str(folder), max_length=5)
     outputs = config.build("cpu")(CAPTIONS)

@@ -32,3 +32,10 @@ def test_caption_is_cut_into_words_of_any_language() -> None:
 def test_width_without_a_digest_is_refused() -> None:
     with pytest.raises(ConfigError, match="multiple of 8"):
         Ngrams(width=100)
+
+
+def test_text_of_words_is_written_as_one_would() -> None:
+    for text in ("a dog, a t-shirt and a cat's toy.", "two (or three) red stars!", "ein grüner würfel: 3 % mehr?"):
+        (words,) = Ngrams().tokens([text])
+        assert Ngrams().tokens([Ngrams().text(words)]) == [words]
+    assert Ngrams().text(["a", "dog", "'", "s", "t", "-", "shirt", ",", "red", "."]) == "a dog's t-shirt, red."
