@@ -16,17 +16,33 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from contract.errors import ConfigError
+from contract.schema import FieldSet
 from trainer.batch import Tokens
 from trainer.ranges import Count, Positive, Share
 from trainer.students.layers import Block, Recomputed, head_width, real_tokens
+from trainer.students.teacher_blocks import TeacherAdapter, TeacherBlocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The `field` of a FieldSet that is read; `name` is for errors."""
+
+    fieldset: FieldSet
+    field: str
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputShape:
-    """What a store keeps of one modality: `num_tokens` T rows of `width` D per item."""
+    """What a store keeps of one modality: `num_tokens` T rows of `width` D per item.
+
+    `origin` says what made it; `is_new` that no checkpoint's weights will take the place of a student's first ones.
+    """
 
     num_tokens: int
     width: int
+    origin: Origin | None = None
+    is_new: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +85,7 @@ class TransformerAdapter:
         return Adapter(shape, width, nn.ModuleList(blocks), self.token_dropout)
 
 
-AdapterConfig = Annotated[MlpAdapter | TransformerAdapter, Field(discriminator="kind")]
+AdapterConfig = Annotated[MlpAdapter | TransformerAdapter | TeacherBlocks, Field(discriminator="kind")]
 
 
 class Adapters(nn.Module):
@@ -97,8 +113,8 @@ class Adapters(nn.Module):
     def measure(self, modality: str, tokens: Tokens) -> None:
         """Take the modality's standardisation from these tokens."""
         adapter = self.by_modality[modality]
-        assert isinstance(adapter, Adapter)
-        adapter.standardise.measure(tokens.values, real_tokens(tokens.length, tokens.values.shape[1]))
+        assert isinstance(adapter, Adapter | TeacherAdapter)
+        adapter.measure(tokens.values, real_tokens(tokens.length, tokens.values.shape[1]))
 
 
 class Adapter(nn.Module):
@@ -129,6 +145,10 @@ class Adapter(nn.Module):
         for layer in self.layers:
             x = layer(x, mask)
         return x, mask
+
+    def measure(self, tokens: Tensor, mask: Tensor | None) -> None:
+        """Take the standardisation from these tokens: float [B, T, D] and bool [B, T]."""
+        self.standardise.measure(tokens, mask)
 
 
 class Standardise(nn.Module):

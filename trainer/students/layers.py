@@ -43,10 +43,15 @@ class Block(Recomputed):
     """Pre-norm transformer block (Vaswani et al. 2017, Xiong et al. 2020).
 
     x <- x + attention(norm(x)); x <- x + mlp(norm(x))
+
+    In a causal one a token sees those before it and itself; it takes no mask.
     """
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, dropout: float) -> None:
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float, dropout: float, *, causal: bool = False
+    ) -> None:
         super().__init__()
+        self.causal = causal
         self.num_heads = num_heads
         self.head_width = head_width(width, num_heads)
         self.dropout = dropout
@@ -67,7 +72,7 @@ class Block(Recomputed):
         qkv = self.qkv(tokens).view(num_rows, num_tokens, 3, self.num_heads, self.head_width)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         keys = None if mask is None else mask[:, None, None, :]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keys)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keys, is_causal=self.causal)
         return attended.transpose(1, 2).reshape(num_rows, num_tokens, width)
 
     def _dropped(self, x: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from trainer.batch import Tokens
@@ -24,22 +25,32 @@ from trainer.students.layers import Block, Pooling, head_width, pool, unit
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerStudent:
-    """`depth` shared blocks of `width` W, pooled into an embedding of `embedding_dim` D."""
+    """`depth` shared blocks of `width` W, pooled into an embedding of `embedding_dim` D.
+
+    With `projection: none` the embedding is the pooled tokens themselves, D = W: where nothing is learnt behind
+    the tokens, a projection would stay as it was drawn.
+    """
 
     kind: Literal["transformer"] = "transformer"
     width: Count = 256
     embedding_dim: Count = 512
-    depth: Count = 2
+    depth: Annotated[int, Field(ge=0)] = 2
     num_heads: Count = 4
     mlp_ratio: Positive = 2.0
     pooling: Pooling = "attention"
+    projection: Literal["linear", "none"] = "linear"
     dropout: Share = 0.1
     adapters: Mapping[str, AdapterConfig]
     fusion: Fusion | None = None
 
     def __post_init__(self) -> None:
-        """Refuse heads that can't share the width."""
+        """Refuse heads that can't share the width, and an embedding of another width that nothing projects to."""
         head_width(self.width, self.num_heads)
+        if self.projection == "none" and self.embedding_dim != self.width:
+            raise ValueError(
+                f"projection none: the embedding is the pooled tokens, {self.width} wide, and embedding_dim is "
+                f"{self.embedding_dim}; make the two equal"
+            )
         for part in (*self.adapters.values(), *([] if self.fusion is None else [self.fusion])):
             part.require_width(self.width)
 
@@ -58,7 +69,9 @@ class Transformer(nn.Module):
             Block(config.width, config.num_heads, config.mlp_ratio, config.dropout) for _ in range(config.depth)
         )
         self.pool = pool(config.pooling, config.width, config.num_heads)
-        self.project = nn.Linear(config.width, config.embedding_dim)
+        self.project = (
+            nn.Identity() if config.projection == "none" else nn.Linear(config.width, config.embedding_dim)
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.classify = nn.Linear(config.embedding_dim, num_classes) if num_classes else None
         self.fusion = None if config.fusion is None else config.fusion.build(config.width, config.pooling)
