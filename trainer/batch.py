@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from contract.errors import ConfigError
 from trainer.ranks import ALONE, Lazily, Ranks
 from trainer.stored import Arrays, Buffers, StoredField
 
@@ -56,6 +57,8 @@ class StoredBatch:
     others: Mapping[str, StoredTokens]
     places: Tensor
     peers: range
+    words: Mapping[str, Tensor]
+    objectives: tuple[str, ...] | None
 
     def to(self, device: str, buffers: Buffers | None = None) -> Batch:
         """The batch on a device, decoded there; on the host in `buffers`, where they are given."""
@@ -70,6 +73,8 @@ class StoredBatch:
             others={modality: tokens.to(device, others) for modality, tokens in self.others.items()},
             places=self.places.to(device, non_blocking=True),
             peers=self.peers,
+            words=_moved(self.words, device),
+            objectives=self.objectives,
         )
 
 
@@ -80,7 +85,8 @@ class Batch:
     `pair` is (anchor, partner), such as ("image", "text"), or one modality alone; `targets` are the anchor's, float
     [B, ...]. `others` show the same items once more, where an objective asks for it: another stored view, another
     caption. `places` int64 [B] number the anchors among those of all streams; those of the batch's stream are
-    `peers`.
+    `peers`. `words` int64 [B, T] are the ids of a modality's tokens, -1 past the end, where an objective asks for
+    them. `objectives` names those of the recipe that the batch is for, None: all.
     """
 
     pair: tuple[str, ...]
@@ -89,11 +95,23 @@ class Batch:
     others: Mapping[str, Tokens] = field(default_factory=dict)
     places: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     peers: range = range(0)
+    words: Mapping[str, Tensor] = field(default_factory=dict)
+    objectives: tuple[str, ...] | None = None
 
     @property
     def num_rows(self) -> int:
         """B."""
         return len(self.inputs[self.pair[0]].values)
+
+    @property
+    def both(self) -> tuple[str, str]:
+        """Anchor and partner; `ConfigError` for a batch of one modality."""
+        if len(self.pair) != 2:
+            raise ConfigError(
+                f"stream {self.pair[0]} is of one modality, and an objective of its batches compares two: name the "
+                "`objectives` that the stream is for, or give it pairs, such as image-text"
+            )
+        return self.pair[0], self.pair[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +136,16 @@ def whole(batch: Batch, ranks: Ranks) -> Batch:
             tensors[f"{kind}/{modality}"] = tokens.values
             if tokens.length is not None:
                 tensors[f"{kind}/{modality}/length"] = tokens.length
+    # Shorter rows are padded with zeros: ids are counted from 1 on the way, and past the end they are 0.
+    tensors |= {f"words/{modality}": words + 1 for modality, words in batch.words.items()}
     found = ranks.gathered(tensors)
 
     def tokens_of(name: str) -> Tokens:
         length = f"{name}/length"
         return Tokens(found[name], found.get(length))
+
+    def words_of(name: str) -> Tensor:
+        return found[name] - 1
 
     return WholeBatch(
         pair=batch.pair,
@@ -132,6 +155,8 @@ def whole(batch: Batch, ranks: Ranks) -> Batch:
         # Few numbers, which those that need them all look up: gathered at once.
         places=ranks.gathered({"places": batch.places})["places"],
         peers=batch.peers,
+        words=Lazily({modality: partial(words_of, f"words/{modality}") for modality in batch.words}),
+        objectives=batch.objectives,
         total=ranks.total(batch.num_rows),
     )
 
@@ -224,7 +249,7 @@ class Forward:
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Of the anchors and of their partners: float32 [B, D] each, unit length."""
-        anchor, partner = self._batch.pair
+        anchor, partner = self._batch.both
         return self.main[f"{anchor}/embedding"], self.main[f"{partner}/embedding"]
 
     def _width(self, modality: str) -> int:

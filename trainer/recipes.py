@@ -19,6 +19,7 @@ from trainer.objectives import Objective
 from trainer.ranges import Count, NotNegative, Positive, Share
 from trainer.schedules import Schedule
 from trainer.students import Student
+from trainer.transforms import Transform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,10 @@ class StreamConfig:
     """One stream of pairs, such as `image-text`, or of the items of one modality, such as `image`.
 
     `store` is a path, or the dataset of a store given with --store ("": all of them). `inputs` and `targets`
-    replace the recipe's for this stream, entry by entry; `languages` replaces its languages.
+    replace the recipe's for this stream, entry by entry; `languages` replaces its languages. `objectives` names
+    those of the recipe that its batches are for (None: all); `transforms` rewrite its captions, one by one.
+    `beside` names further modalities that are paired with the anchor, such as the sounds of images in `image-text`:
+    a batch has their tokens too, of one item for each anchor, and only anchors that have one are drawn.
     """
 
     pair: str
@@ -36,6 +40,9 @@ class StreamConfig:
     inputs: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, str] = field(default_factory=dict)
     languages: Literal["all"] | tuple[str, ...] | None = None
+    objectives: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    transforms: tuple[Transform, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +121,9 @@ class Recipe:
     `views` says what training sees of a store with several views: a random augmentation in each epoch, or the
     evaluation view alone. The checksums of what is read are verified in the first epoch and then every
     `verify_every_epochs` (0: never). A step takes `accumulate` batches one after the other and adds up their
-    gradients: memory is that of one, and so are the negatives that an objective sees. metrics.jsonl is always
-    written; `logs` names further places for its figures.
+    gradients: memory is that of one, and so are the negatives that an objective sees. `warm_start` is a finished
+    run's folder, whose best student this one begins with. metrics.jsonl is always written; `logs` names further
+    places for its figures.
     """
 
     name: str
@@ -125,6 +133,7 @@ class Recipe:
     streams: Literal["auto"] | tuple[StreamConfig, ...] = "auto"
     languages: Literal["all"] | tuple[str, ...] = ("en",)
     student: Student
+    warm_start: str | None = None
     objectives: Annotated[
         Mapping[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], Objective], Field(min_length=1)
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,11 @@ from contract.manifest import Rows
 from contract.schema import FieldSet, difference
 from contract.storage import store_path
 from contract.store import TargetStore
+from trainer.captions import TEXT, Rewritten
+from trainer.objectives import Objective
 from trainer.recipes import Recipe, StreamConfig
 from trainer.streams import Input, Stream, Streams
+from trainer.words import Words, spread
 
 
 def resolve(recipe: Recipe, stores: Sequence[TargetStore]) -> Streams:
@@ -24,8 +29,9 @@ def resolve(recipe: Recipe, stores: Sequence[TargetStore]) -> Streams:
         stream = _stream(recipe, config, store)
         _require_targets(recipe, stream)
         streams.append(stream)
+    streams = _with_words(recipe, streams)
     _require_one_store_per_dataset(streams)
-    _require_one_maker_per_adapter(streams)
+    _require_one_maker_per_adapter(recipe, streams)
     if not streams:
         raise DataError(
             f"{', '.join(str(store.path) for store in stores)}: no pairs of an image with a modality that "
@@ -79,7 +85,7 @@ def inputs_like(recipe: Recipe, streams: Streams, store: TargetStore) -> dict[st
     found = {}
     for modality in streams.shapes():
         if modality in computed:
-            stream = next(stream for stream in streams.streams if modality in stream.pair)
+            stream = next(stream for stream in streams.streams if modality in stream.inputs)
             found[modality] = _input(recipe.inputs, store, modality, str(store.path))
             store.require_complete([found[modality].key])
             trained = stream.store, stream.inputs[modality].values
@@ -121,9 +127,11 @@ def _kinds(store: TargetStore) -> list[str]:
 
 
 def _stream(recipe: Recipe, config: StreamConfig, store: TargetStore) -> Stream:
+    _require_objectives(recipe, config)
     first, *second = modalities = tuple(config.pair.split("-"))
+    _require_beside(config, store)
     names = {**recipe.inputs, **config.inputs}
-    inputs = {modality: _input(names, store, modality, config.pair) for modality in modalities}
+    inputs = {modality: _input(names, store, modality, config.pair) for modality in (*modalities, *config.beside)}
     targets = {name: store.find(first, field) for name, field in {**recipe.targets, **config.targets}.items()}
     classes = {target for objective in recipe.objectives.values() for target in objective.classes}
     for name, reference in targets.items():
@@ -136,6 +144,12 @@ def _stream(recipe: Recipe, config: StreamConfig, store: TargetStore) -> Stream:
     else:
         rows = np.flatnonzero(usable_rows(store, first, sorted(keys), config.split, languages))
         pairs = np.stack([rows, rows], axis=1)
+    beside = {
+        modality: usable_pairs(store, (first, modality), sorted(keys), config.split, languages)
+        for modality in config.beside
+    }
+    for others in beside.values():
+        pairs = pairs[np.isin(pairs[:, 0], others[:, 0])]
     anchors, starts = np.unique(pairs[:, 0], return_index=True)
     if len(anchors) < 2:
         raise DataError(
@@ -154,8 +168,77 @@ def _stream(recipe: Recipe, config: StreamConfig, store: TargetStore) -> Stream:
         starts=np.append(starts, len(pairs)).astype(np.int64),
         partners=pairs[:, 1],
         num_views=_num_views(recipe, store, inputs, targets, first),
-        shows_others=any(objective.reads_others for objective in recipe.objectives.values()),
+        shows_others=any(objective.reads_others for objective in _chosen_objectives(recipe, config.objectives)),
+        rewritten=_rewritten(config, store, inputs),
+        objectives=config.objectives,
+        # They are in ascending order: the first of each anchor's.
+        beside={m: others[np.searchsorted(others[:, 0], anchors), 1] for m, others in beside.items()},
     )
+
+
+def _require_objectives(recipe: Recipe, config: StreamConfig) -> None:
+    for name in config.objectives or ():
+        if name not in recipe.objectives:
+            raise ConfigError(
+                f"stream {config.pair}: objectives: the recipe has no {name}, only {', '.join(recipe.objectives)}"
+            )
+
+
+def _require_beside(config: StreamConfig, store: TargetStore) -> None:
+    first = config.pair.partition("-")[0]
+    for modality in config.beside:
+        kind = f"{first}-{modality}"
+        if modality in config.pair.split("-") or kind not in store.manifest.pairs:
+            raise ConfigError(
+                f"stream {config.pair}: beside: {store.path} has no pairs {kind} that would add {modality}; "
+                f"it has {', '.join(store.manifest.pairs)}"
+            )
+
+
+def _chosen_objectives(recipe: Recipe, names: tuple[str, ...] | None) -> list[Objective]:
+    """Those of the recipe that a stream's batches are for."""
+    return [objective for name, objective in recipe.objectives.items() if names is None or name in names]
+
+
+def _rewritten(config: StreamConfig, store: TargetStore, inputs: Mapping[str, Input]) -> Rewritten | None:
+    if not config.transforms:
+        return None
+    if TEXT not in inputs:
+        raise ConfigError(f"stream {config.pair}: transforms rewrite captions, and it has none")
+    return Rewritten(store, inputs[TEXT].values, config.transforms)
+
+
+def _with_words(recipe: Recipe, streams: Sequence[Stream]) -> list[Stream]:
+    """The streams, those with captions that tell of their words if an objective that they are for reads them.
+
+    All have one vocabulary, as they have one adapter.
+    """
+    reading = [
+        stream
+        for stream in streams
+        if TEXT in stream.pair
+        and any(objective.reads_words for objective in _chosen_objectives(recipe, stream.objectives))
+    ]
+    if not reading:
+        return list(streams)
+    first, input_ = reading[0], reading[0].inputs[TEXT]
+    if not input_.length:
+        raise ConfigError(
+            f"{first.store.path} {input_.values} is no sequence of tokens, and the recipe's objectives read words; "
+            "choose a field with a length, such as token_embeddings"
+        )
+    words = Words(first.store.fieldsets[input_.key], str(first.store.path), partial(_training_texts, reading))
+    return [replace(stream, words=words) if stream in reading else stream for stream in streams]
+
+
+def _training_texts(streams: Sequence[Stream]) -> list[str]:
+    """The captions that streams train on, each once, and what transforms may add to them."""
+    rows: dict[str, tuple[TargetStore, list[Rows]]] = {}
+    for stream in streams:
+        own = stream.anchors if stream.pair[0] == TEXT else stream.partners
+        rows.setdefault(str(stream.store.path), (stream.store, []))[1].append(own)
+    texts = spread([(store, np.unique(np.concatenate(parts))) for store, parts in rows.values()])
+    return texts + [text for stream in streams if stream.rewritten for text in stream.rewritten.additions]
 
 
 def _num_views(
@@ -198,7 +281,7 @@ def _embedded_inputs(recipe: Recipe, streams: Sequence[Stream]) -> list[tuple[Ta
 
     A store of image-audio pairs may hold captions as well, which another store's pairs teach to read.
     """
-    trained = {modality for stream in streams for modality in stream.pair}
+    trained = {modality for stream in streams for modality in stream.inputs}
     found: dict[str, tuple[TargetStore, dict[str, Input]]] = {}
     for stream in streams:
         _, inputs = found.setdefault(str(stream.store.path), (stream.store, {}))
@@ -218,12 +301,20 @@ def _require_dimensions(store: TargetStore, reference: str, key: str, allowed: t
         raise ConfigError(f"{key}: {store.path} has {reference} of shape {list(shape)}, and {what} is expected")
 
 
-def _require_one_maker_per_adapter(streams: Sequence[Stream]) -> None:
-    """Raise `ConfigError` where one adapter, or one target, would be fed by two different encoders."""
+def _require_one_maker_per_adapter(recipe: Recipe, streams: Sequence[Stream]) -> None:
+    """Raise `ConfigError` where one adapter, or one target, would be fed by two different encoders.
+
+    Of targets that are no classes, each modality has its own.
+    """
+    classes = {target for objective in recipe.objectives.values() for target in objective.classes}
     made: dict[str, tuple[TargetStore, str]] = {}
     for stream in streams:
         inputs = {f"input {modality}": input_.values for modality, input_ in stream.inputs.items()}
-        for use, reference in [*inputs.items(), *((f"target {name}", ref) for name, ref in stream.targets.items())]:
+        targets = {
+            f"target {name}{'' if name in classes else f' of {stream.pair[0]}'}": reference
+            for name, reference in stream.targets.items()
+        }
+        for use, reference in {**inputs, **targets}.items():
             own = stream.store, reference
             _require_same_maker(use, own, made.setdefault(use, own))
 
@@ -258,6 +349,8 @@ def _maker(fieldset: FieldSet) -> Any:
 
 def _require_targets(recipe: Recipe, stream: Stream) -> None:
     for name, objective in recipe.objectives.items():
+        if stream.objectives is not None and name not in stream.objectives:
+            continue
         for target in objective.needs:
             if target not in stream.targets:
                 fields = [

@@ -13,21 +13,24 @@ would have seen. With several ranks, each takes its own B of every R B consecuti
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from contract.errors import ConfigError
-from contract.manifest import Rows
+from contract.manifest import NO_LABEL, Rows
 from contract.store import TargetStore
 from trainer.batch import StoredBatch, StoredTokens, Tokens
+from trainer.captions import TEXT, Rewritten, captions
 from trainer.permutation import drawn, permuted
 from trainer.stored import Buffers, StoredField, Views
-from trainer.students.adapters import InputShape
+from trainer.students.adapters import InputShape, Origin
+from trainer.words import Words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,9 @@ class Input:
     def shape(self, store: TargetStore) -> InputShape:
         """How many tokens, and how wide."""
         *tokens, width = store.field(self.values).shape
-        return InputShape(num_tokens=tokens[0] if tokens else 1, width=width)
+        field = self.values.rpartition("/")[2]
+        origin = Origin(fieldset=store.fieldsets[self.key], field=field, name=f"{store.path}: {self.key}")
+        return InputShape(num_tokens=tokens[0] if tokens else 1, width=width, origin=origin)
 
 
 class Shown(NamedTuple):
@@ -80,13 +85,14 @@ class Shown(NamedTuple):
 class Drawn(NamedTuple):
     """What a batch shows of its anchors, int64 [B] among the stream's; `others` shows them once more, if at all.
 
-    `check` says whether to verify checksums.
+    `check` says whether to verify checksums; `key` is what draws over a caption's words depend on, beside its row.
     """
 
     anchors: Rows
     shown: Shown
     others: Shown | None
     check: bool
+    key: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,7 +102,9 @@ class Stream:
     Anchor i of the `anchors` int64 [n] has the partners `partners[starts[i]:starts[i + 1]]`, if `pair` has two
     modalities. `num_views` are the augmented views of each modality that training draws from, 0 where there is
     only the evaluation view. `shows_others` says whether a batch shows its items twice; `first_place` is how many
-    anchors the streams before have.
+    anchors the streams before have. `words` tell the ids of its captions' tokens, if some objective reads them;
+    `rewritten` gives its captions where they are not read as they are stored. Its batches are for the recipe's
+    `objectives` of these names, None: all. Of each modality `beside` the pair, anchor i has one row.
     """
 
     store: TargetStore
@@ -111,6 +119,10 @@ class Stream:
     num_views: Mapping[str, int]
     shows_others: bool = False
     first_place: int = 0
+    words: Words | None = None
+    rewritten: Rewritten | None = None
+    objectives: tuple[str, ...] | None = None
+    beside: Mapping[str, Rows] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -133,6 +145,12 @@ class Stream:
             if reference
         ]
         return [*inputs, *((self.pair[0], reference) for reference in self.targets.values())]
+
+    def rows(self, modality: str) -> Rows:
+        """Those of a modality that its batches may show."""
+        if modality in self.beside:
+            return self.beside[modality]
+        return self.anchors if modality == self.pair[0] else self.partners
 
     def num_batches(self, batch_size: int) -> int:
         """Whole batches, of all ranks together, in one pass over the anchors; a shorter stream is one batch."""
@@ -158,7 +176,7 @@ class Stream:
         picked = permuted(np.arange(first, last), len(self.anchors), (*key, epoch, 0))
         shown, others = self._shown(picked, (*key, epoch))
         check = bool(verify_every) and epoch % verify_every == 0
-        return Drawn(picked, shown, others if self.shows_others else None, check)
+        return Drawn(picked, shown, others if self.shows_others else None, check, (*key, epoch))
 
     def _shown(self, picked: Rows, key: tuple[int, ...]) -> tuple[Shown, Shown]:
         """A partner and a view for each anchor, and others than these where it has several."""
@@ -171,7 +189,9 @@ class Stream:
             rows[modality] = self.partners[start + which]
             another = (which + 1 + drawn(picked, np.maximum(counts - 1, 1), (*key, 4))) % counts
             other_rows[modality] = self.partners[start + another]
-        views: dict[str, Views] = dict.fromkeys(self.pair, 0)
+        for modality, of_anchors in self.beside.items():
+            rows[modality] = other_rows[modality] = of_anchors[picked]
+        views: dict[str, Views] = dict.fromkeys(rows, 0)
         other_views = dict(views)
         for place, (modality, num) in enumerate(sorted(self.num_views.items())):
             if num:
@@ -188,15 +208,21 @@ class Stream:
             field = StoredField(store=self.store, reference=reference)
             rows, views = drawn.shown.rows[anchor], drawn.shown.views[anchor]
             targets[name] = (field, field.read(rows, views, buffers, check=drawn.check))
+        texts = self._texts(drawn.shown, drawn.key)
+        inputs = self._tokens(drawn.shown, texts, buffers, drawn.check)
+        others = {}
+        if drawn.others is not None:
+            other_texts = self._texts(drawn.others, drawn.key)
+            others = self._tokens(drawn.others, other_texts, buffers and buffers.others, drawn.check)
         return StoredBatch(
             pair=self.pair,
-            inputs=self._tokens(drawn.shown, buffers, drawn.check),
+            inputs=inputs,
             targets=targets,
-            others={}
-            if drawn.others is None
-            else self._tokens(drawn.others, buffers and buffers.others, drawn.check),
+            others=others,
             places=torch.from_numpy(drawn.anchors + self.first_place),
             peers=range(self.first_place, self.first_place + len(self.anchors)),
+            words={TEXT: self.words.ids(texts, inputs[TEXT])} if self.words is not None and TEXT in inputs else {},
+            objectives=self.objectives,
         )
 
     def will_need(self, drawn: Drawn) -> None:
@@ -205,12 +231,23 @@ class Stream:
             for shown in filter(None, (drawn.shown, drawn.others)):
                 self.store.will_need(reference, shown.rows[modality], views=shown.views[modality])
 
-    def _tokens(self, shown: Shown, buffers: Buffers | None, check: bool) -> dict[str, StoredTokens]:
+    def _texts(self, shown: Shown, key: tuple[int, ...]) -> list[str]:
+        """The captions that are shown; none where nobody asks for them."""
+        if TEXT not in self.pair or (self.words is None and self.rewritten is None):
+            return []
+        texts = captions(self.store, shown.rows[TEXT])
+        return texts if self.rewritten is None else self.rewritten.texts(texts, shown.rows[TEXT], (*key, 8))
+
+    def _tokens(
+        self, shown: Shown, texts: Sequence[str], buffers: Buffers | None, check: bool
+    ) -> dict[str, StoredTokens]:
         return {
-            modality: self.inputs[modality].read(
+            modality: self.rewritten.tokens(texts)
+            if modality == TEXT and self.rewritten is not None
+            else self.inputs[modality].read(
                 self.store, shown.rows[modality], shown.views[modality], buffers, check=check
             )
-            for modality in self.pair
+            for modality in shown.rows
         }
 
 
@@ -303,8 +340,8 @@ class Streams:
 
     def sample(self, modality: str, num_rows: int) -> Tokens:
         """Tokens of up to `num_rows` of the modality's training items, evenly spread over its first stream."""
-        stream = next(stream for stream in self.streams if modality in stream.pair)
-        rows = stream.anchors if modality == stream.pair[0] else np.unique(stream.partners)
+        stream = next(stream for stream in self.streams if modality in stream.inputs)
+        rows = np.unique(stream.rows(modality))
         spread = np.linspace(0, len(rows) - 1, min(num_rows, len(rows))).astype(np.int64)
         return stream.inputs[modality].load(stream.store, rows[spread])
 
@@ -323,6 +360,32 @@ class Streams:
             for stream in self.streams
             for name, reference in stream.targets.items()
         }
+
+    def anchor_targets(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """The same by the modality that a target is of, {modality: {name: shape}}."""
+        found: dict[str, dict[str, tuple[int, ...]]] = {}
+        for stream in self.streams:
+            shapes = {name: stream.store.field(reference).shape for name, reference in stream.targets.items()}
+            found.setdefault(stream.pair[0], {}).update(shapes)
+        return found
+
+    @property
+    def words(self) -> Words | None:
+        """The words of its captions, if some objective reads them."""
+        return next((stream.words for stream in self.streams if stream.words is not None), None)
+
+    def labels(self) -> Tensor:
+        """The class of each anchor by its place, int64 [num_places], -1 for none; no two datasets share a class."""
+        first: dict[str, int] = {}
+        found, num_classes = [], 0
+        for stream in self.streams:
+            manifest = stream.store.manifest
+            if manifest.dataset not in first:
+                first[manifest.dataset] = num_classes
+                num_classes += manifest.num_classes
+            labels = manifest.items[stream.pair[0]]["label"].to_numpy()[stream.anchors].astype(np.int64)
+            found.append(np.where(labels == NO_LABEL, -1, labels + first[manifest.dataset]))
+        return torch.from_numpy(np.concatenate(found))
 
     @property
     def num_places(self) -> int:

@@ -39,7 +39,7 @@ def grow(run: Run, splits: Sequence[str], paths: Sequence[StorePath]) -> list[Pa
     if not run.record["finished"]:
         raise RunError(f"{run.path} is not finished; `trainer run --run {run.path} --resume` finishes it")
     with writing(run.path):
-        state = State(run.recipe, run.streams, Device.choose(run.recipe.precision))
+        state = State(run.recipe, run.streams, Device.choose(run.recipe.precision), is_new=False)
         state.restore_student(run.best)
         return [_grow(run, state, store, inputs, splits) for store, inputs in _chosen(run, paths)]
 

@@ -83,7 +83,7 @@ def write(run: Run, folder: Path | None, *, int8: bool, say: Callable[[str], Non
 
 
 def _fill(run: Run, folder: Path, *, int8: bool, say: Callable[[str], None]) -> None:
-    state = State(run.recipe, run.streams, Device(name="cpu", precision="float32"))
+    state = State(run.recipe, run.streams, Device(name="cpu", precision="float32"), is_new=False)
     state.restore_student(run.best)
     # What can't be exported is told before any model is written.
     sources = [source.find(run.streams, one) for one in sorted(run.streams.shapes(), key=MODALITIES.index)]
