@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from contract.errors import RunError
+from contract.errors import ConfigError, RunError
 from trainer.batch import Batch, Forward, whole
 from trainer.objectives.loss import Loss
 from trainer.recipes import Recipe
@@ -76,9 +76,15 @@ def objectives(state: State, recipe: Recipe, batch: Batch, number: int) -> tuple
     loss = torch.zeros((), device=state.device.name)
     with state.device.autocast():
         for (name, config), objective in zip(recipe.objectives.items(), state.objectives, strict=True):
+            if batch.objectives is not None and name not in batch.objectives:
+                continue
             for part, value in objective(whole_batch, forward).items():
                 parts[f"{name}.{part}"] = value
                 loss = loss + config.weight * value
+    if not parts:
+        raise ConfigError(
+            f"no objective of the recipe says anything of a batch of stream {'-'.join(batch.pair)}: leave it out"
+        )
     return parts, loss
 
 

@@ -1,10 +1,17 @@
-"""Knowledge distillation: the teacher's soft targets of the anchor, for both members of each pair.
+"""Knowledge distillation: the teacher's soft targets of the anchor, for all members of each pair.
 
     L_KD = 1/M sum_m  T^2 / B sum_i  KL( softmax(g_i / T) || softmax(f_m(x_i^m) / T) )
 
-with M = 2 modalities in a batch, KL summed over classes, g the stored logits of the anchor (the image), f_m the
-student's logits. Aytar et al. 2017, "See, Hear, and Read" (arXiv 1706.00932), where T = 1; the factor T^2
-keeps the gradient's size (Hinton et al. 2015, arXiv 1503.02531).
+with M modalities in a batch (2, or 1 of a stream of one), KL summed over classes, g the stored logits of the anchor
+(the image), f_m the student's logits. Aytar et al. 2017, "See, Hear, and Read" (arXiv 1706.00932), where T = 1; the
+factor T^2 keeps the gradient's size (Hinton et al. 2015, arXiv 1503.02531).
+
+A target that a store keeps as the k most probable classes and the others' mass (contract/encodings/topk.py) is read
+as the distribution in which the others share that mass evenly, and T acts on this one: p^(1/T), renormalised. At
+T = 1 the k classes and the others' mass are the teacher's own. At T > 1 the others get more than the teacher gives
+them (an even share is the one that flattening raises most): with 8 of 48 classes and T = 4, 52% where it gave them
+45%. So a high temperature wants a large k, or dense logits. The student's other classes are drawn to even shares
+too; a comparison of k + 1 events would leave those open, but has no T > 1.
 """
 
 from __future__ import annotations

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from contract.errors import ConfigError
 from trainer.batch import Batch, Forward
+from trainer.objectives.momentum import MomentumCopy, StudentCopy
 from trainer.ranges import NotNegative
 
 
@@ -18,7 +20,13 @@ class Context:
 
     `student` is the one that is trained: a momentum copy begins as a copy of it. Its tokens are `width` W wide, its
     features and embeddings `embedding_dim` D. `targets` are the shapes of a row of each target, by name; of the
-    streams' pairs, `modalities` names each modality once, and `num_places` counts the anchors of all streams.
+    streams' pairs, `modalities` names each modality once, and `num_places` counts the anchors of all streams, of
+    which `labels` int64 are the classes by place, -1 for none. `copies` are the student's copies by momentum, as
+    far as they were asked for. `anchor_targets` are the shapes by the modality that a target is of, then by name;
+    `num_tokens` T and `token_dropout` are those of each modality's adapter. `vocabulary` are the words that a
+    batch's ids stand for, and `special` the ids of those that stand around any caption, such as [CLS]; both are
+    empty unless some objective reads words. `word_vectors` gives the frozen encoder's vectors of the vocabulary,
+    float32 [V, D], and costs a pass over captions.
     """
 
     student: nn.Module
@@ -27,6 +35,18 @@ class Context:
     modalities: Sequence[str] = ()
     targets: Mapping[str, tuple[int, ...]] | None = None
     num_places: int = 0
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    copies: dict[float, MomentumCopy] = field(default_factory=dict)
+    anchor_targets: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    num_tokens: Mapping[str, int] = field(default_factory=dict)
+    token_dropout: Mapping[str, float] = field(default_factory=dict)
+    vocabulary: Sequence[str] = ()
+    special: Sequence[int] = ()
+    word_vectors: Callable[[], Tensor] = lambda: torch.empty(0, 0)
+
+    def student_copy(self, momentum: float) -> StudentCopy:
+        """A copy of the student that follows it; objectives that ask for the same momentum share one."""
+        return StudentCopy(self.student, momentum, self.copies)
 
     def require_fusion(self, kind: str) -> None:
         """`ConfigError` for a student that can't read one modality with another."""
@@ -55,6 +75,11 @@ class ObjectiveConfig:
     @property
     def reads_others(self) -> bool:
         """Whether batches must show each item twice."""
+        return False
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether batches must tell the words of their captions."""
         return False
 
     def build(self, context: Context) -> Loss:

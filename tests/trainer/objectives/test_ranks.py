@@ -25,8 +25,14 @@ from trainer.students import Student
 
 SCRIPT = Path(__file__).with_name("rank.py")
 NUM_STEPS = 3
-# Settings that an objective has no default for, by its kind.
-REQUIRED: dict[str, dict[str, Any]] = {}
+# Settings that an objective has no default for, or that make it do more, by its kind.
+REQUIRED: dict[str, dict[str, Any]] = {
+    "regression": {"head": "linear"},  # the target is of another width
+    "moco": {"tags": "target"},
+    "caption": {"decoder": {"width": 16, "num_heads": 2, "dropout": 0.0}},
+}
+# Those that say nothing of a sound.
+OF_CAPTIONS = ("mlm", "mrm", "word_patch", "word_region", "generated", "caption")
 # No dropout: each rank draws its own.
 STILL: dict[str, Any] = {"dropout": 0.0, "token_dropout": 0.0}
 ADAPTERS: dict[str, Any] = {
@@ -75,6 +81,8 @@ def changes(name: str, objectives: dict[str, Any]) -> dict[str, Any]:
         for target in kinds(Objective)[tree["kind"]](**{k: v for k, v in tree.items() if k != "kind"}).needs
     }
     found = {**CHANGES, "objectives": objectives, "targets": targets}
+    if name in OF_CAPTIONS:
+        found["streams"] = [{"pair": "image-text"}]
     if name == "accumulated":
         found |= {"batch_size": 12, "accumulate": 2}
     if name.startswith("student "):
