@@ -32,7 +32,12 @@ from trainer.runs import Run
 from trainer.state import State, random_state, restore_random_state
 from trainer.step import NotFiniteError, take_step
 from trainer.validate import ValidationSet, judge, measure, validation_sets
+from trainer.warm_start import WarmStart
 
+NOT_VALIDATED = (
+    "no pairs in split val, and no labelled items of a modality that is trained alone: no validation, `best` is "
+    "the last epoch"
+)
 # Without the steps per second, which the samples per second say better: a line is soon full.
 BAR = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
@@ -48,7 +53,7 @@ def fit(run: Run, *, profile: bool = False, ranks: Ranks = ALONE) -> None:
         run.create()
         validation = validation_sets(streams, recipe.languages)
         if not validation:
-            print("no pairs in split val: no validation, `best` is the last epoch", file=sys.stderr)
+            print(NOT_VALIDATED, file=sys.stderr)
         logs = Logs(recipe.logs, Subject(path=run.path, recipe=config.tree(recipe)))
         with Metrics(run.metrics, state.step, state.sums, logs) as metrics:
             metrics.write_teachers(_teachers(run))
@@ -89,9 +94,13 @@ def follow(run: Run, ranks: Ranks) -> None:
 def _newest_state(run: Run, ranks: Ranks) -> State:
     device = Device.choose(run.recipe.precision)
     device.prepare()
-    state = State(run.recipe, run.streams, device, ranks)
-    if found := run.checkpoints.newest():
+    found = run.checkpoints.newest()
+    start = WarmStart(run) if found is None and "warm_start" in run.record else None
+    state = State(run.recipe, run.streams, device, ranks, start, is_new=found is None and start is None)
+    if found is not None:
         state.restore(*found)
+    if start is not None and ranks.is_first:
+        print(start, file=sys.stderr)
     steps = ranks.all(state.step)
     if len(set(steps)) > 1:
         raise RunError(

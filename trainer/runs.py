@@ -1,12 +1,13 @@
 """A run: its folder, its recipe and the streams it reads; how one is begun and how one is resumed.
 
 RUN/config.yaml        the resolved recipe
-    run.json           recipe, stores with their fingerprints, trained pairs, whether it is finished
+    run.json           recipe, stores with their fingerprints, trained pairs, its warm start, whether it is finished
     environment.json   code, packages and machine, once more for each start in which they have changed
     metrics.jsonl      one JSON object per logged step, and per validation; beside it what the recipe's `logs` name
     checkpoints/       the newest states; best.safetensors: the state at the best validation
     embeddings/        a student store per dataset
     scores/            what a matching head says of pairs (contract/scores.py)
+    captions/          what a decoder says of items (`trainer caption`)
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from contract import config
+from contract import config, fingerprint
 from contract.errors import ConfigError, RunError, StoreError
 from contract.files import replace_file
 from contract.schema import difference
@@ -73,6 +74,11 @@ class Run:
         """Steps of the optimizer in the whole run."""
         return self.recipe.epochs * self.steps_per_epoch
 
+    @property
+    def measured_by(self) -> str:
+        """Eval's command for it: without pairs there is nothing to retrieve."""
+        return "retrieval" if any(len(stream.pair) == 2 for stream in self.streams.streams) else "neighbours"
+
     def shared(self, ranks: Ranks) -> Run:
         """The run as one of its ranks reads it."""
         return replace(self, streams=self.streams.shared(ranks.rank, ranks.num))
@@ -108,6 +114,8 @@ def begin(recipe: Recipe, store_paths: Sequence[StorePath], path: Path | None) -
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "finished": False,
     }
+    if recipe.warm_start is not None:
+        record["warm_start"] = _describe_start(Path(recipe.warm_start))
     return Run(path=path, recipe=recipe, streams=streams, record=record)
 
 
@@ -189,6 +197,11 @@ def trained(streams: Streams) -> dict[str, list[str]]:
     return kinds
 
 
+def pairs_of(record: Record) -> tuple[list[str], dict[str, list[str]]]:
+    """What tells of a run's record whether it read the same pairs of the same items as another."""
+    return [store["fingerprints"]["manifest"] for store in record["stores"]], record["trained"]
+
+
 def _open(path: StorePath, expect: Mapping[str, Mapping[str, Any]]) -> TargetStore:
     store = TargetStore.open(path)
     store.require_intact_manifest()
@@ -218,6 +231,20 @@ def _describe_stores(streams: Streams, stores: Sequence[TargetStore]) -> list[Re
     return cast(list[Record], json.loads(json.dumps(described)))
 
 
+def _describe_start(path: Path) -> Record:
+    """The run that a new one begins with, and which file of it."""
+    try:
+        record = read_record(path)
+    except RunError as error:
+        raise ConfigError(f"warm_start: {error}") from error
+    if not record["finished"]:
+        raise ConfigError(f"warm_start: {path} is not finished; `trainer run --run {path} --resume` finishes it")
+    file = path / "best.safetensors"
+    if not file.is_file():
+        raise ConfigError(f"warm_start: {file} is not there any more; train that run again")
+    return {"run": str(path), "weights": fingerprint.of_file(file)}
+
+
 def _require_same_stores(record: Record, found: Sequence[Record]) -> None:
     """Raise `StoreError` if a store is not the one that the run was begun with, and say which part differs."""
     recorded = record["stores"]
@@ -225,8 +252,8 @@ def _require_same_stores(record: Record, found: Sequence[Record]) -> None:
         options = " ".join(f"--store {entry['path']}" for entry in recorded)
         raise StoreError(f"the run was begun with other stores: {options}")
     for now, then in zip(found, recorded, strict=True):
-        for part, fingerprint in then["fingerprints"].items():
-            if now["fingerprints"].get(part) != fingerprint:
+        for part, known in then["fingerprints"].items():
+            if now["fingerprints"].get(part) != known:
                 what = difference(now["made_of"].get(part), then["made_of"].get(part))
                 raise StoreError(
                     f"{now['path']} is not the store that this run was begun with: {part} differs: "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,10 @@ from trainer.recipes import AdamW, Compute, Ema, Recipe, decisive
 from trainer.streams import Streams
 from trainer.students.adapters import Adapters
 from trainer.students.layers import Recomputed
+from trainer.words import Words
+
+if TYPE_CHECKING:
+    from trainer.warm_start import WarmStart
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -37,16 +42,30 @@ class State:
 
     `best` is the best figure (higher is better, None before the first), `num_worse` how many validations ago that
     was; `sums` are the parts of the loss since they were last written down. `stopped` says why validation ended the
-    run, "" if it did not. `model` is the student as it is called in a step.
+    run, "" if it did not. `model` is the student as it is called in a step. Unless it
+    `is_new`, a checkpoint's weights are about to take the place of its own, and no teacher's are read for it.
     """
 
-    def __init__(self, recipe: Recipe, streams: Streams, device: Device, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        streams: Streams,
+        device: Device,
+        ranks: Ranks = ALONE,
+        start: WarmStart | None = None,
+        *,
+        is_new: bool = True,
+    ) -> None:
         torch.manual_seed(recipe.seed)
         self.device = device
         self.ranks = ranks
-        self.student = _student(recipe, streams).to(device.name)
+        self.student = _student(recipe, streams, is_new=is_new).to(device.name)
+        if start is not None:  # before what begins as a copy of the student
+            start.load_student(self.student)
         # A list, in the recipe's order: names such as "type" are taken in a ModuleDict.
         self.objectives = _objectives(recipe, streams, self.student).to(device.name)
+        if start is not None:
+            start.load_objectives(recipe.objectives, self.objectives)
         self.optimizer = _optimizer(recipe.optimizer, [self.student, self.objectives])
         self.scaler = device.scaler()
         self.ema = None if recipe.ema is None else average(self.student, recipe.ema, lambda: self.step)
@@ -161,6 +180,7 @@ def restore_random_state(state: Mapping[str, Tensor], device: Device) -> None:
 
 
 def _objectives(recipe: Recipe, streams: Streams, student: nn.Module) -> nn.ModuleList:
+    words = streams.words
     context = Context(
         student=student,
         width=recipe.student.width,
@@ -168,11 +188,20 @@ def _objectives(recipe: Recipe, streams: Streams, student: nn.Module) -> nn.Modu
         modalities=tuple(streams.shapes()),
         targets=streams.target_shapes(),
         num_places=streams.num_places,
+        labels=streams.labels(),
+        anchor_targets=streams.anchor_targets(),
+        num_tokens={modality: shape.num_tokens for modality, shape in streams.shapes().items()},
+        token_dropout={modality: config.token_dropout for modality, config in recipe.student.adapters.items()},
+        **({} if words is None else _words(words)),
     )
     return nn.ModuleList(config.build(context) for config in recipe.objectives.values())
 
 
-def _student(recipe: Recipe, streams: Streams) -> nn.Module:
+def _words(words: Words) -> dict[str, Any]:
+    return {"vocabulary": words.vocabulary, "special": words.special, "word_vectors": words.vectors}
+
+
+def _student(recipe: Recipe, streams: Streams, *, is_new: bool) -> nn.Module:
     needed = {target for objective in recipe.objectives.values() for target in objective.classes}
     found = streams.target_shapes()
     classes = {found[target] for target in needed}
@@ -180,7 +209,7 @@ def _student(recipe: Recipe, streams: Streams) -> nn.Module:
         raise ConfigError(
             f"targets {', '.join(sorted(needed))} have different numbers of classes: {sorted(classes)}"
         )
-    shapes = streams.shapes()
+    shapes = {modality: replace(shape, is_new=is_new) for modality, shape in streams.shapes().items()}
     student = recipe.student.build(shapes, classes.pop()[0] if classes else 0)
     adapters = student.adapters
     assert isinstance(adapters, Adapters)
@@ -195,7 +224,7 @@ def _require_moderate(modality: str, tokens: Tokens, streams: Streams) -> None:
     """Raise `StoreError` for values that can't be standardised: one of them would switch all others off."""
     largest = float(tokens.values.abs().max())
     if not largest < MOST_MEASURED:
-        stream = next(stream for stream in streams.streams if modality in stream.pair)
+        stream = next(stream for stream in streams.streams if modality in stream.inputs)
         raise StoreError(
             f"{stream.store.path}: {stream.inputs[modality].values} has values as large as {largest:.3g} among "
             f"{len(tokens.values)} items; `pipeline verify` the store, and look at what its encoder gives"
