@@ -73,7 +73,9 @@ def run(
         recipe = configs.load(configs.find("configs/trainer", config or "shre"), Recipe, changes)
         begun = runs.begin(recipe, stores, run)
     if begun.record["finished"]:
-        typer.echo(f"{begun.path} is finished; `eval retrieval --run {begun.path}` evaluates it", err=True)
+        typer.echo(
+            f"{begun.path} is finished; `eval {begun.measured_by} --run {begun.path}` evaluates it", err=True
+        )
         return
     typer.echo(f"run: {begun.path}", err=True)
     try:
@@ -117,6 +119,21 @@ def embed(
     ]
     for path in student_stores.grow(begun, split or (), stores):
         typer.echo(str(path))
+
+
+@app.command()
+def caption(
+    run: Annotated[Path, typer.Option("--run", help="The folder of a finished run that trained a decoder.")],
+    split: Annotated[
+        list[str] | None, typer.Option("--split", help="train, val or test; may be repeated; default: test.")
+    ] = None,
+    beam: Annotated[int, typer.Option("--beam", min=1, help="Beginnings that are kept at a time; 1: greedy.")] = 3,
+) -> None:
+    """Write captions of a split's items to RUN/captions, and score them by BLEU-4 and CIDEr."""
+    from trainer import captioning, runs
+
+    for scores in captioning.write(runs.resume(run, []), split or ["test"], beam):
+        typer.echo(str(scores))
 
 
 @app.command()

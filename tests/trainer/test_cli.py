@@ -47,7 +47,7 @@ def test_run_trains_and_prints_its_folder(
     ("arguments", "message"),
     [
         ((), "error: no store under stores/"),
-        (("--config", "shrew"), "error: no configs/trainer/shrew.yaml; there are: infonce, shre"),
+        (("--config", "shrew"), "error: no configs/trainer/shrew.yaml; there are: avid, "),
         (("--set", "epoch=3"), "unknown key `epoch`; did you mean `epochs`?"),
         (("--set", "epochs=many"), "`epochs`: "),
         (("--store", "nowhere.zarr"), "error: nowhere.zarr: no target store there"),
