@@ -26,6 +26,7 @@ from contract.encodings import (
 from contract.manifest import Manifest, items_table, pairs_table
 from contract.schema import Field, FieldSet
 from contract.store import Quarantined, TargetStore
+from encoders.ngrams import Ngrams
 from trainer.recipes import Recipe
 
 NUM_CLASSES = 8
@@ -119,7 +120,8 @@ def make_store(
 ) -> TargetStore:
     """Write a store; the last shard of the FieldSets in `shards_left_out` is missing.
 
-    The images in the rows `huge` have values that no standardised arithmetic holds.
+    The images in the rows `huge` have values that no standardised arithmetic holds. The texts' tokens are said to
+    be hashed words, of which each caption has as many as it has tokens.
     """
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=(len(splits), 6))
@@ -143,13 +145,18 @@ def make_store(
         if modality != "image":
             fields.append(Field(name="length", shape=(), encoding=Int32()))
             arrays["length"] = rng.integers(3, num_tokens + 1, len(tokens)).astype(np.int32)
+        provenance: dict[str, Any] = {"recipe": {"model": model}}
+        if modality == "text":
+            words = Ngrams(width=8 if model == "drawn" else 16, max_length=num_tokens)
+            arrays["length"] = np.array([len(t) for t in words.tokens(manifest.column("text", "text"))], np.int32)
+            provenance = {"recipe": words.recipe(), "encoder": config.tree(words)}
         fieldset = FieldSet(
             name="teacher",
             modality=modality,
             fields=tuple(fields),
             batch_size=8,
             rows_per_shard=32,
-            provenance={"recipe": {"model": model}},
+            provenance=provenance,
         )
         store.add(fieldset)
         num_written = store.num_shards(fieldset.key) - (fieldset.key in shards_left_out)
@@ -335,7 +342,8 @@ def make_manifest(
         "text": items_table(
             {
                 "id": [f"text-{s:03}-{language}-{k}" for s, language, k in captions],
-                "text": [f"caption {k} of {s}" for s, _, k in captions],
+                # Of three to five words.
+                "text": [f"caption {k} of {s} !".rsplit(" ", (s + k) % 3)[0] for s, _, k in captions],
                 "language": [language for _, language, _ in captions],
                 "split": [splits[s] for s, _, _ in captions],
             }

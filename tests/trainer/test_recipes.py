@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from contract import config
 from contract.errors import ConfigError
+from trainer.objectives import Objective
 from trainer.recipes import Recipe
 
 SHIPPED = sorted((config.SHIPPED / "configs/trainer").glob("*.yaml"))
@@ -26,6 +27,13 @@ def test_shipped_recipe_loads_is_named_after_its_file_and_says_how_it_is_run(pat
 def test_shipped_recipe_is_whole(path: Path) -> None:
     tree = config.read_tree(path)
     assert tree == config.tree(config.parse(tree, Recipe, source=str(path)))
+
+
+def test_page_of_recipes_has_each_recipe_and_each_objective() -> None:
+    page = (config.SHIPPED / "docs/recipes.md").read_text()
+    kinds = [member.kind for member in get_args(get_args(Objective)[0])]
+    for name in [path.stem for path in SHIPPED] + kinds:
+        assert f"\n| `{name}` |" in page, name
 
 
 def test_dumped_recipe_loads_to_an_equal_one(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
