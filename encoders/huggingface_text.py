@@ -41,13 +41,14 @@ class HuggingFaceText:
     `embeddings` (a row of the word-embedding table for each token, the modality encoder proper) or `last` (the
     last hidden states, in which each token has seen the whole caption). `take` may add `last_hidden`, the last
     hidden states beside the embeddings, and `features`: their mean over the caption's tokens, special ones
-    included, or the first of them (`pooling: cls`).
+    included, the first of them (`pooling: cls`), or, beside their mean, that of the word embeddings
+    (`first_last`): what the caption says, and with which words.
     """
 
     kind: Literal["huggingface_text"] = "huggingface_text"
     model: str
     layer: Literal["embeddings", "last"] = "embeddings"
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["mean", "cls", "first_last"] = "mean"
     take: tuple[str, ...] | None = None
     max_length: PositiveInt = 32
     precision: Precision = "float32"
@@ -69,7 +70,7 @@ class HuggingFaceText:
     def fields(self) -> tuple[Field, ...]:
         """`token_embeddings` [max_length, D] and `length`, special tokens included; those of `take`.
 
-        `last_hidden` is [max_length, hidden size], `features` [hidden size].
+        `last_hidden` is [max_length, hidden size], `features` [hidden size], of `first_last` D more.
         """
         config = pretrained.read_config(self._folder, self.model)
         tokens.require_positions(config, self.max_length)
@@ -78,17 +79,21 @@ class HuggingFaceText:
         except AttributeError as error:
             raise DataError(f"text encoder {self.model}: {weights.reason(error)}") from error
         # ALBERT, ELECTRA and MobileBERT have word embeddings narrower than their hidden states.
-        narrow = getattr(config, "embedding_size", None) if self.layer == "embeddings" else None
+        words = int(getattr(config, "embedding_size", None) or hidden)
+        features = hidden + words if self.pooling == "first_last" else hidden
         fields = (
             Field(
                 name="token_embeddings",
-                shape=(self.max_length, int(narrow or hidden)),
+                shape=(self.max_length, words if self.layer == "embeddings" else hidden),
                 encoding=self.encodings.token_embeddings,
                 about={"layer": self.layer},
             ),
             Field(name="last_hidden", shape=(self.max_length, hidden), encoding=self.encodings.last_hidden),
             Field(
-                name="features", shape=(hidden,), encoding=self.encodings.features, about={"pooling": self.pooling}
+                name="features",
+                shape=(features,),
+                encoding=self.encodings.features,
+                about={"pooling": self.pooling},
             ),
             Field(name="length", shape=(), encoding=Int32()),
         )
@@ -177,12 +182,17 @@ class _TextModel:
 
     def _outputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`token_embeddings` [n, t, D]; where the model must run, `last_hidden` [n, t, D], `features` [n, D]."""
-        config, ids = self._config, batch["input_ids"]
+        import torch
+
+        config, ids, mask = self._config, batch["input_ids"], batch["attention_mask"]
         if config.layer == "embeddings" and not {"last_hidden", "features"} & set(self._names):
             return {"token_embeddings": self._embedding(ids)}
-        last = self._model(**batch).last_hidden_state
+        last, words = self._model(**batch).last_hidden_state, self._embedding(ids)
+        features = last[:, 0] if config.pooling == "cls" else tokens.mean(last, mask)
+        if config.pooling == "first_last":
+            features = torch.cat([tokens.mean(words, mask), features], dim=-1)
         return {
-            "token_embeddings": self._embedding(ids) if config.layer == "embeddings" else last,
+            "token_embeddings": words if config.layer == "embeddings" else last,
             "last_hidden": last,
-            "features": last[:, 0] if config.pooling == "cls" else tokens.mean(last, batch["attention_mask"]),
+            "features": features,
         }

@@ -29,6 +29,7 @@ class Encodings:
 
     patch_embeddings: FloatEncoding = Float16()  # noqa: RUF009 - frozen, so it may be shared
     targets: FloatEncoding = Float16()  # noqa: RUF009
+    features: FloatEncoding = Float16()  # noqa: RUF009
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,10 @@ class Data2VecImage:
         return self._processing.view
 
     def fields(self) -> tuple[Field, ...]:
-        """`patch_embeddings` and `targets` [T, D]: row t of both is patch t of the grid, row by row; no CLS."""
+        """`patch_embeddings` and `targets` [T, D]: row t of both is patch t of the grid, row by row; no CLS.
+
+        `features` [D], which `take` adds: the mean of the last block over the patches, the teacher's own embedding.
+        """
         patch = self._config.patch_size
         view = self.view()
         grid = [view.height // patch, view.width // patch]
@@ -69,6 +73,7 @@ class Data2VecImage:
             Field(
                 name="targets", shape=shape, encoding=self.encodings.targets, about=self._targets.about() | geometry
             ),
+            Field(name="features", shape=shape[1:], encoding=self.encodings.features, about={"pooling": "mean"}),
         )
         return take(fields, self.take, DEFAULT)
 
@@ -120,15 +125,19 @@ class _ImageModel:
         self._autocast = autocast(device, config.precision)
 
     def __call__(self, views: Sequence[npt.NDArray[np.uint8]]) -> dict[str, npt.NDArray[Any]]:
-        """n views, uint8 [h, w, 3] -> patch_embeddings, targets float32 [n, T, D]."""
+        """n views, uint8 [h, w, 3] -> patch_embeddings, targets float32 [n, T, D], features float32 [n, D]."""
         import torch
 
         self._caught.clear()
         with torch.inference_mode():
             with self._autocast:
-                self._model(self._processing.normalise(views, self._device))
+                last = self._model(self._processing.normalise(views, self._device)).last_hidden_state
             patches, _ = self._caught["patch_embeddings"]
-            outputs = {"patch_embeddings": patches, "targets": self._targets.of(self._caught, num_before=1)}
+            outputs = {
+                "patch_embeddings": patches,
+                "targets": self._targets.of(self._caught, num_before=1),
+                "features": last[:, 1:].float().mean(dim=1),
+            }
         return to_numpy(outputs, self._names)
 
     def constants(self) -> dict[str, npt.NDArray[Any]]:

@@ -264,6 +264,9 @@ def test_last_equals_the_librarys_last_hidden_state(
         expected = Data2VecVisionModel.from_pretrained(image_folder)(pixels).last_hidden_state[:, 1:]
     outputs = Data2VecImage(model=str(image_folder), targets="last").build("cpu")(images(2))
     np.testing.assert_allclose(outputs["targets"], expected, atol=1e-5)
+    pooled = Data2VecImage(model=str(image_folder), k=2, take=("targets", "features")).build("cpu")(images(2))
+    assert list(pooled) == ["targets", "features"]
+    np.testing.assert_allclose(pooled["features"], expected.mean(dim=1), atol=1e-5)
 
     tokens = transformers.AutoTokenizer.from_pretrained(text_folder)(CAPTIONS[1], return_tensors="pt")
     with torch.inference_mode():

@@ -117,7 +117,7 @@ def family(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> tupl
     return tmp_path, model
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "first_last"])
 def test_each_family_equals_a_direct_call_whatever_the_batch(family: tuple[Path, Any], pooling: str) -> None:
     folder, direct = family
     config = HuggingFaceText(model=str(folder), max_length=12, take=ALL, pooling=pooling)
@@ -129,11 +129,13 @@ def test_each_family_equals_a_direct_call_whatever_the_batch(family: tuple[Path,
         tokens = tokenizer(caption, return_tensors="pt")
         with torch.inference_mode():
             hidden = direct(**tokens).last_hidden_state[0]
-            expected = {
-                "token_embeddings": direct.get_input_embeddings()(tokens["input_ids"])[0],
-                "last_hidden": hidden,
-                "features": hidden[0] if pooling == "cls" else hidden.mean(dim=0),
-            }
+            words = direct.get_input_embeddings()(tokens["input_ids"])[0]
+        features = {
+            "mean": hidden.mean(dim=0),
+            "cls": hidden[0],
+            "first_last": torch.cat([words.mean(dim=0), hidden.mean(dim=0)]),
+        }
+        expected = {"token_embeddings": words, "last_hidden": hidden, "features": features[pooling]}
         length = together["length"][row]
         assert length == len(hidden)
         for name, value in expected.items():
