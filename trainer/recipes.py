@@ -118,12 +118,12 @@ class Recipe:
     `inputs` maps a modality to the stored field that the student reads; a modality that no store has is left
     out. `targets` maps a name that objectives use to a field of the pair's first modality. `expect` maps
     a field ("image/logits") to what must be true of it in every store, such as `{recipe: {model: resnet50}}`.
-    `views` says what training sees of a store with several views: a random augmentation in each epoch, or the
-    evaluation view alone. The checksums of what is read are verified in the first epoch and then every
-    `verify_every_epochs` (0: never). A step takes `accumulate` batches one after the other and adds up their
-    gradients: memory is that of one, and so are the negatives that an objective sees. `warm_start` is a finished
-    run's folder, whose best student this one begins with. metrics.jsonl is always written; `logs` names further
-    places for its figures.
+    `views` says what training sees of a store with several views: a random augmentation in each epoch, the
+    evaluation view alone, or one of all of them. The checksums of what is read are verified in the first epoch
+    and then every `verify_every_epochs` (0: never). A step takes `accumulate` batches one after the other and
+    adds up their gradients: memory is that of one, and so are the negatives that an objective sees.
+    `warm_start` is a finished run's folder, whose best student this one begins with. metrics.jsonl is always
+    written; `logs` names further places for its figures.
     """
 
     name: str
@@ -147,7 +147,7 @@ class Recipe:
     precision: Precision = "auto"
     compute: Compute = field(default_factory=Compute)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    views: Literal["augmented", "evaluation"] = "augmented"
+    views: Literal["augmented", "evaluation", "all"] = "augmented"
     verify_every_epochs: Annotated[int, Field(ge=0)] = 10
     validation: Validation = field(default_factory=Validation)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)

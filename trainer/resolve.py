@@ -168,6 +168,7 @@ def _stream(recipe: Recipe, config: StreamConfig, store: TargetStore) -> Stream:
         starts=np.append(starts, len(pairs)).astype(np.int64),
         partners=pairs[:, 1],
         num_views=_num_views(recipe, store, inputs, targets, first),
+        first_view=0 if recipe.views == "all" else 1,
         shows_others=any(objective.reads_others for objective in _chosen_objectives(recipe, config.objectives)),
         rewritten=_rewritten(config, store, inputs),
         objectives=config.objectives,
@@ -244,7 +245,7 @@ def _training_texts(streams: Sequence[Stream]) -> list[str]:
 def _num_views(
     recipe: Recipe, store: TargetStore, inputs: Mapping[str, Input], targets: Mapping[str, str], anchor: str
 ) -> dict[str, int]:
-    """Augmented views by modality; `ConfigError` if a target is not of the views that the student is shown."""
+    """Views to draw from by modality; `ConfigError` if a target is not of the views that the student is shown."""
     if recipe.views == "evaluation":
         return dict.fromkeys(inputs, 0)
     shown = store.fieldsets[inputs[anchor].key]
@@ -256,7 +257,8 @@ def _num_views(
                 f"{difference(_augmentation(other), _augmentation(shown))}; compute both with the same --views, or "
                 "train with `views: evaluation`"
             )
-    return {modality: store.fieldsets[input_.key].num_views for modality, input_ in inputs.items()}
+    found = {modality: store.fieldsets[input_.key].num_views for modality, input_ in inputs.items()}
+    return {modality: num + (num > 0 and recipe.views == "all") for modality, num in found.items()}
 
 
 def _augmentation(fieldset: FieldSet) -> dict[str, Any]:

@@ -100,11 +100,12 @@ class Stream:
     """One stream, resolved against its store.
 
     Anchor i of the `anchors` int64 [n] has the partners `partners[starts[i]:starts[i + 1]]`, if `pair` has two
-    modalities. `num_views` are the augmented views of each modality that training draws from, 0 where there is
-    only the evaluation view. `shows_others` says whether a batch shows its items twice; `first_place` is how many
-    anchors the streams before have. `words` tell the ids of its captions' tokens, if some objective reads them;
-    `rewritten` gives its captions where they are not read as they are stored. Its batches are for the recipe's
-    `objectives` of these names, None: all. Of each modality `beside` the pair, anchor i has one row.
+    modalities. `num_views` are the views of each modality that training draws from, from `first_view` on, 0
+    where it sees the evaluation view alone. `shows_others` says whether a batch shows its items twice;
+    `first_place` is how many anchors the streams before have. `words` tell the ids of its captions' tokens, if
+    some objective reads them; `rewritten` gives its captions where they are not read as they are stored. Its
+    batches are for the recipe's `objectives` of these names, None: all. Of each modality `beside` the pair,
+    anchor i has one row.
     """
 
     store: TargetStore
@@ -117,6 +118,7 @@ class Stream:
     starts: Rows
     partners: Rows
     num_views: Mapping[str, int]
+    first_view: int = 1
     shows_others: bool = False
     first_place: int = 0
     words: Words | None = None
@@ -197,7 +199,7 @@ class Stream:
             if num:
                 view = drawn(rows[modality], num, (*key, 2 + place))
                 another = (view + 1 + drawn(rows[modality], max(num - 1, 1), (*key, 5 + place))) % num
-                views[modality], other_views[modality] = 1 + view, 1 + another
+                views[modality], other_views[modality] = self.first_view + view, self.first_view + another
         return Shown(rows, views), Shown(other_rows, other_views)
 
     def read(self, drawn: Drawn, buffers: Buffers | None = None) -> StoredBatch:

@@ -249,6 +249,17 @@ def test_evaluation_views_are_read_on_request(recipe: Make, tmp_path: Path, code
             assert set(rows_and_views(values)[1].tolist()) == {0}
 
 
+def test_evaluation_view_is_among_all_views(recipe: Make, tmp_path: Path, coded_store: NewStore) -> None:
+    streams = resolve(recipe({"views": "all"}), [coded_store(tmp_path / "coded.zarr")])
+    seen = set()
+    for step in range(6 * streams.steps_per_epoch):
+        batch = load(streams, step)
+        image = rows_and_views(batch.inputs["image"].values)[1].tolist()
+        seen.update(image)
+        assert rows_and_views(batch.targets["logits"])[1].tolist() == image
+    assert seen == {0, 1, 2, 3}
+
+
 class FirstValue(nn.Module):
     """A student whose embedding of an item is its first token's first value."""
 

@@ -47,11 +47,15 @@ class InputShape:
 
 @dataclass(frozen=True, kw_only=True)
 class MlpAdapter:
-    """Each token on its own through a two-layer residual MLP."""
+    """Each token on its own through a two-layer residual MLP.
+
+    `input_dropout` is of the standardised channels, before they are projected; `token_dropout` of whole tokens.
+    """
 
     kind: Literal["mlp"] = "mlp"
     mlp_ratio: Positive = 2.0
     dropout: Share = 0.1
+    input_dropout: Share = 0.0
     token_dropout: Share = 0.0
 
     def require_width(self, width: int) -> None:
@@ -61,18 +65,19 @@ class MlpAdapter:
         """The adapter, randomly initialised."""
         hidden = int(width * self.mlp_ratio)
         layers = nn.ModuleList([TokenMlp(width, hidden, self.dropout)])
-        return Adapter(shape, width, layers, self.token_dropout)
+        return Adapter(shape, width, layers, self.input_dropout, self.token_dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerAdapter:
-    """`depth` transformer blocks over the modality's tokens."""
+    """`depth` transformer blocks over the modality's tokens; `input_dropout` and `token_dropout` as of the MLP."""
 
     kind: Literal["transformer"] = "transformer"
     depth: Count = 1
     num_heads: Count = 4
     mlp_ratio: Positive = 2.0
     dropout: Share = 0.1
+    input_dropout: Share = 0.0
     token_dropout: Share = 0.0
 
     def require_width(self, width: int) -> None:
@@ -82,7 +87,7 @@ class TransformerAdapter:
     def build(self, shape: InputShape, width: int) -> Adapter:
         """The adapter, randomly initialised."""
         blocks = (Block(width, self.num_heads, self.mlp_ratio, self.dropout) for _ in range(self.depth))
-        return Adapter(shape, width, nn.ModuleList(blocks), self.token_dropout)
+        return Adapter(shape, width, nn.ModuleList(blocks), self.input_dropout, self.token_dropout)
 
 
 AdapterConfig = Annotated[MlpAdapter | TransformerAdapter | TeacherBlocks, Field(discriminator="kind")]
@@ -120,10 +125,13 @@ class Adapters(nn.Module):
 class Adapter(nn.Module):
     """Standardise, project, add the position, then the layers."""
 
-    def __init__(self, shape: InputShape, width: int, layers: nn.ModuleList, token_dropout: float) -> None:
+    def __init__(
+        self, shape: InputShape, width: int, layers: nn.ModuleList, input_dropout: float, token_dropout: float
+    ) -> None:
         super().__init__()
         self.token_dropout = token_dropout
         self.standardise = Standardise(shape.width)
+        self.dropout = nn.Dropout(input_dropout)
         self.project = nn.Linear(shape.width, width)
         self.position = nn.Parameter(torch.randn(shape.num_tokens, width) * 0.02)
         self.unseen = nn.Parameter(torch.zeros(width))  # stands where a token is hidden, as BERT's [MASK] does
@@ -136,7 +144,7 @@ class Adapter(nn.Module):
 
         None is dropped where tokens are `masked`: they are to be told by their neighbours.
         """
-        x = self.project(self.standardise(tokens))
+        x = self.project(self.dropout(self.standardise(tokens)))
         if masked is not None:
             x = torch.where(masked[..., None], self.unseen.to(x.dtype), x)
         x = x + self.position[: tokens.shape[1]]

@@ -170,3 +170,20 @@ def test_unit_of_zero_is_zero() -> None:
     assert unit(x).abs().max() == 0
     assert x.grad is not None
     assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("kind", [MlpAdapter, TransformerAdapter])
+def test_dropped_input_channels_are_drawn_in_training_alone(kind: type) -> None:
+    shape = InputShape(num_tokens=1, width=1000)
+    adapter = kind(dropout=0.0, input_dropout=0.5).build(shape, 8)
+    seen: list[torch.Tensor] = []
+    adapter.project.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    ones = torch.ones(4, 1, 1000)
+    torch.manual_seed(0)
+    adapter.train()(ones, None)
+    adapter.eval()(ones, None)
+    trained, evaluated = seen
+    assert set(trained.unique().tolist()) == {0.0, 2.0}
+    assert 0.4 < (trained == 0).float().mean() < 0.6
+    assert not torch.equal(trained[0], trained[1])
+    assert torch.equal(evaluated, ones)
