@@ -2,7 +2,7 @@
 
     python benchmarks/encodings.py [--work DIR] [--epochs 6] [--seeds 0 1 2] [--only int8 topk-10 ...]
 
-On Flickr8k (as benchmarks/flickr8k.py splits it) the teacher runs once and stores float32; every other encoding is
+On Flickr8k (as benchmarks/recipes.py splits it) the teacher runs once and stores float32; every other encoding is
 made from that, as a FieldSet of its own in the same store. On scenes, whose encoder is a ViT, `pixels` is compared
 with float32. Each student is evaluated on the test split; the difference of its recall from that of the student of
 float32 is given with a 95% interval by a paired bootstrap: queries are drawn with replacement, and a query's hit is
