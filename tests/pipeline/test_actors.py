@@ -61,13 +61,16 @@ def test_teachers_and_decoders_work_where_the_resources_are_and_nodes_may_be_los
 
 
 def _kill_when_begun(large: Any, cluster: Any) -> None:
-    """One node of each kind, once the first file of a shard is being written: others are in the making then."""
+    """One node of each kind, once the first file of a shard is being written: others are in the making then.
+
+    The teacher's first, which has little left to do by the time that the other is gone.
+    """
     deadline = time.monotonic() + 300
     shards = large.store / "image/teacher/patch_embeddings/c"
     while not shards.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    cluster.remove_node(cluster.decoding[0], allow_graceful=False)
     cluster.remove_node(cluster.teaching[0], allow_graceful=False)
+    cluster.remove_node(cluster.decoding[0], allow_graceful=False)
 
 
 @pytest.mark.timeout(60)
