@@ -12,6 +12,7 @@ import math
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -36,6 +37,7 @@ SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # Ray starts a lost decoder again as soon as a node has room for it, and waits for one for ever.
 DECODER_TIMEOUT_S = 600
+ASK_AGAIN_S = 1
 # Ray itself counts in ten-thousandths of a GPU.
 SLACK = 1e-4
 
@@ -319,28 +321,34 @@ class _Fed:
 
     def submit(self, rows: range | Rows, num_views: int) -> Pending:
         """Begin to decode a batch, on the next one."""
-        return _Coming(next(self._turns).decode.remote(*self._what, rows, num_views))
+        return _Coming(lambda: next(self._turns).decode.remote(*self._what, rows, num_views))
 
 
 class _Coming:
-    def __init__(self, reference: Any) -> None:
-        self._reference = reference
+    def __init__(self, ask: Callable[[], Any]) -> None:
+        self._ask, self._reference = ask, ask()
 
     def cancel(self) -> None:
         """The decoder is dismissed with the run."""
 
     def result(self) -> Decoded:
-        """Wait for it."""
+        """Wait for it; one that can't be reached, which Ray may not know for lost yet, leaves it to the next."""
         import ray
 
-        try:
-            decoded: Decoded = ray.get(self._reference, timeout=DECODER_TIMEOUT_S)
-        except ray.exceptions.GetTimeoutError as error:
-            raise StoreError(
-                f"no decoder has answered for {DECODER_TIMEOUT_S} s; look at the nodes of the cluster that "
-                "workers.resources.decoder asks for; the same command continues the run"
-            ) from error
-        return decoded
+        deadline = time.monotonic() + DECODER_TIMEOUT_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            try:
+                decoded: Decoded = ray.get(self._reference, timeout=left_s)
+                return decoded
+            except ray.exceptions.ActorUnavailableError:  # beyond what Ray tries again by itself
+                time.sleep(ASK_AGAIN_S)
+                self._reference = self._ask()
+            except ray.exceptions.GetTimeoutError:
+                break
+        raise StoreError(
+            f"no decoder has answered for {DECODER_TIMEOUT_S} s; look at the nodes of the cluster that "
+            "workers.resources.decoder asks for; the same command continues the run"
+        )
 
 
 def _light(task: Task) -> Task:

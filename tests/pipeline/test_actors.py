@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contract.errors import StoreError
 from contract.store import TargetStore
+from pipeline import actors
 
 WORKERS = (
     "workers.actors=2",
@@ -71,6 +73,25 @@ def _kill_when_begun(large: Any, cluster: Any) -> None:
         time.sleep(0.01)
     cluster.remove_node(cluster.teaching[0], allow_graceful=False)
     cluster.remove_node(cluster.decoding[0], allow_graceful=False)
+
+
+def test_batch_of_a_decoder_that_cannot_be_reached_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def get(reference: int, timeout: float) -> str:
+        if reference < 3:
+            raise ray.exceptions.ActorUnavailableError("its node is gone", None)
+        return "decoded"
+
+    asked: list[int] = []
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(actors, "ASK_AGAIN_S", 0.01)
+    coming = actors._Coming(lambda: asked.append(len(asked)) or len(asked))
+    assert coming.result() == "decoded"
+    assert asked == [0, 1, 2]
+    monkeypatch.setattr(actors, "DECODER_TIMEOUT_S", 0.2)
+    with pytest.raises(StoreError, match="no decoder has answered for"):
+        actors._Coming(lambda: 0).result()
 
 
 @pytest.mark.timeout(60)
