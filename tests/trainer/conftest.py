@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,12 @@ from contract.manifest import Manifest, items_table, pairs_table
 from contract.schema import Field, FieldSet
 from contract.store import Quarantined, TargetStore
 from encoders.ngrams import Ngrams
+from trainer import runs
+from trainer.batch import Batch
+from trainer.fit import fit
+from trainer.loader import Loader
 from trainer.recipes import Recipe
+from trainer.streams import Streams
 
 NUM_CLASSES = 8
 NUM_CAPTIONS = 2  # in each of two languages
@@ -355,3 +360,24 @@ def make_manifest(
         pairs.append(pairs_table("image", "audio", [(s, s) for s in samples]))
     num_classes = 0 if labels is None else max(labels) + 1
     return Manifest(dataset=dataset, protocol=dataset, items=items, pairs=dict(pairs), num_classes=num_classes)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture
+def fit_until(monkeypatch: pytest.MonkeyPatch) -> Callable[[runs.Run, int], None]:
+    """Train a run until the batch of a step is asked for, and end as if it had been killed there."""
+
+    def train(run: runs.Run, step: int) -> None:
+        def batches(streams: Streams, start: int, stop: int, device: str) -> Iterator[Batch]:
+            yield from Loader(streams, start, step, device)
+            raise KilledError
+
+        with monkeypatch.context() as patch:
+            patch.setattr("trainer.fit.Loader", batches)
+            with pytest.raises(KilledError):
+                fit(run)
+
+    return train

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,8 @@ from contract import config, embeddings
 from contract.errors import RunError, StoreError
 from contract.store import TargetStore
 from trainer import checkpoint, runs
-from trainer.batch import Batch
 from trainer.fit import fit
-from trainer.loader import Loader
 from trainer.recipes import Recipe
-from trainer.streams import Streams
 
 Make = Callable[..., Recipe]
 NewStore = Callable[..., TargetStore]
@@ -37,27 +34,6 @@ def parts(run: runs.Run) -> list[tuple[int, dict[str, float]]]:
 
 def scores(run: runs.Run) -> list[tuple[int, float]]:
     return [(line["epoch"], line["score"]) for line in lines(run) if "score" in line]
-
-
-class KilledError(Exception):
-    pass
-
-
-@pytest.fixture
-def fit_until(monkeypatch: pytest.MonkeyPatch) -> Callable[[runs.Run, int], None]:
-    """Train a run until the batch of a step is asked for, and end as if it had been killed there."""
-
-    def train(run: runs.Run, step: int) -> None:
-        def batches(streams: Streams, start: int, stop: int, device: str) -> Iterator[Batch]:
-            yield from Loader(streams, start, step, device)
-            raise KilledError
-
-        with monkeypatch.context() as patch:
-            patch.setattr("trainer.fit.Loader", batches)
-            with pytest.raises(KilledError):
-                fit(run)
-
-    return train
 
 
 @pytest.mark.parametrize("changes", [{}, INFONCE], ids=["shre", "infonce"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,10 @@ from contract import fingerprint
 from contract.errors import ConfigError, RunError
 from contract.store import TargetStore
 from trainer import checkpoint, runs
-from trainer.batch import Batch
 from trainer.device import Device
 from trainer.fit import fit
-from trainer.loader import Loader
 from trainer.recipes import Recipe
 from trainer.state import State
-from trainer.streams import Streams
 from trainer.warm_start import WarmStart
 
 Make = Callable[..., Recipe]
@@ -52,27 +49,6 @@ def warm(recipe: Make, store: TargetStore, first: runs.Run, tmp_path: Path) -> C
         return runs.begin(made, [store.path], tmp_path / name)
 
     return begin
-
-
-class KilledError(Exception):
-    pass
-
-
-@pytest.fixture
-def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[runs.Run, int], None]:
-    """Train until the batch of a step is asked for, and end as if killed there."""
-
-    def train(run: runs.Run, step: int) -> None:
-        def batches(streams: Streams, start: int, stop: int, device: str) -> Iterator[Batch]:
-            yield from Loader(streams, start, step, device)
-            raise KilledError
-
-        with monkeypatch.context() as patch:
-            patch.setattr("trainer.fit.Loader", batches)
-            with pytest.raises(KilledError):
-                fit(run)
-
-    return train
 
 
 def state_of(run: runs.Run) -> tuple[State, str]:
@@ -162,7 +138,7 @@ def test_resumed_run_equals_uninterrupted_run_and_needs_the_other_run_no_more(
     store: TargetStore,
     first: runs.Run,
     warm: Callable[..., runs.Run],
-    killed: Callable[[runs.Run, int], None],
+    fit_until: Callable[[runs.Run, int], None],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -171,7 +147,7 @@ def test_resumed_run_equals_uninterrupted_run_and_needs_the_other_run_no_more(
     copy = tmp_path / "copy"
     shutil.copytree(first.path, copy)
     made = recipe({**FIRST, "seed": 5, "warm_start": str(copy)})
-    killed(runs.begin(made, [store.path], tmp_path / "killed"), 6)
+    fit_until(runs.begin(made, [store.path], tmp_path / "killed"), 6)
     shutil.rmtree(copy)
     capsys.readouterr()
     resumed = runs.resume(tmp_path / "killed", [])
@@ -182,12 +158,12 @@ def test_resumed_run_equals_uninterrupted_run_and_needs_the_other_run_no_more(
 
 
 def test_run_that_was_killed_before_its_first_checkpoint_begins_with_the_same_file_or_not_at_all(
-    recipe: Make, store: TargetStore, first: runs.Run, killed: Callable[[runs.Run, int], None], tmp_path: Path
+    recipe: Make, store: TargetStore, first: runs.Run, fit_until: Callable[[runs.Run, int], None], tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(first.path, copy)
     made = recipe({**FIRST, "warm_start": str(copy)})
-    killed(runs.begin(made, [store.path], tmp_path / "run"), 2)
+    fit_until(runs.begin(made, [store.path], tmp_path / "run"), 2)
     resumed = runs.resume(tmp_path / "run", [])
     assert str(WarmStart(resumed)).startswith(f"warm start: {copy}")
     tensors, state = checkpoint.load(copy / "best.safetensors")

@@ -53,8 +53,11 @@ class RankingLoss(Loss):
         return parts
 
     def _hinge(self, cosines: Tensor) -> Tensor:
-        num_rows = len(cosines)
-        excess = (self.config.margin - cosines.diagonal()[:, None] + cosines).clamp(min=0)
-        others = ~torch.eye(num_rows, dtype=torch.bool, device=cosines.device)
-        total = (excess * others).sum(1).mean()
-        return total / (num_rows - 1) if self.config.negatives == "mean" else total
+        total = excesses(cosines, self.config.margin).sum(1).mean()
+        return total / (len(cosines) - 1) if self.config.negatives == "mean" else total
+
+
+def excesses(cosines: Tensor, margin: float) -> Tensor:
+    """By how much query i's partner fails to beat gallery row j by the margin, float32 [B, B]; 0 for j = i."""
+    itself = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
+    return (margin - cosines.diagonal()[:, None] + cosines).clamp(min=0).masked_fill(itself, 0)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from trainer.batch import Batch, Forward
 from trainer.objectives.loss import Context, Loss, ObjectiveConfig
-from trainer.objectives.triplet_sum import excesses
+from trainer.objectives.ranking import excesses
 from trainer.ranges import NotNegative
 
 

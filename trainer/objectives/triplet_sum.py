@@ -13,11 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-from trainer.batch import Batch, Forward
-from trainer.objectives.loss import Context, Loss, ObjectiveConfig
+from trainer.objectives.loss import Context, ObjectiveConfig
+from trainer.objectives.ranking import Ranking, RankingLoss
 from trainer.ranges import NotNegative
 
 
@@ -28,31 +25,6 @@ class TripletSum(ObjectiveConfig):
     kind: Literal["triplet_sum"] = "triplet_sum"
     margin: NotNegative = 0.2
 
-    def build(self, context: Context) -> TripletSumLoss:
+    def build(self, context: Context) -> RankingLoss:
         """The objective as a module."""
-        return TripletSumLoss(self)
-
-
-class TripletSumLoss(Loss):
-    """One part per direction."""
-
-    def __init__(self, config: TripletSum) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(self, batch: Batch, forward: Forward) -> dict[str, Tensor]:
-        """Embeddings [B, D] of the two modalities -> float32 scalars."""
-        first, second = forward.embeddings()
-        with torch.autocast(first.device.type, enabled=False):
-            cosines = first.float() @ second.float().T  # [B, B]: anchor i with partner j
-        anchor, partner = batch.pair
-        return {
-            f"{anchor}-to-{partner}": excesses(cosines, self.config.margin).sum(1).mean(),
-            f"{partner}-to-{anchor}": excesses(cosines.T, self.config.margin).sum(1).mean(),
-        }
-
-
-def excesses(cosines: Tensor, margin: float) -> Tensor:
-    """By how much query i's partner fails to beat gallery row j by the margin, float32 [B, B]; 0 for j = i."""
-    itself = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
-    return (margin - cosines.diagonal()[:, None] + cosines).clamp(min=0).masked_fill(itself, 0)
+        return RankingLoss(Ranking(margin=self.margin, symmetric=True))
