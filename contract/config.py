@@ -63,7 +63,7 @@ def parse(tree: object, type_: type[T], *, source: str, overrides: Iterable[str]
         key = ".".join(_keys(problems[0]["loc"], tree))
         to_blame = [f"--set {one}" for one in overrides if f"{key}.".startswith(f"{one.partition('=')[0]}.")]
         culprit = to_blame[-1] if to_blame else source
-        raise ConfigError(f"{culprit}: {_describe(problems[0], key, type_)}{more}") from error
+        raise ConfigError(f"{culprit}: {_describe(problems[0], key, type_, tree)}{more}") from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {error}; put quotes around dates and other special values") from error
 
@@ -145,7 +145,7 @@ def _is_unknown_key(problem: ErrorDetails) -> bool:
     return problem["type"] in ("unexpected_keyword_argument", "extra_forbidden")
 
 
-def _describe(problem: ErrorDetails, key: str, type_: object) -> str:
+def _describe(problem: ErrorDetails, key: str, type_: object, tree: object) -> str:
     key = key or "the file"
     found = json.dumps(problem["input"], default=str)
     found = found if len(found) <= 60 else found[:57] + "..."
@@ -154,18 +154,23 @@ def _describe(problem: ErrorDetails, key: str, type_: object) -> str:
     match problem["type"]:
         case "missing" | "missing_keyword_only_argument" | "missing_argument":
             return f"key `{key}` is missing"
-        case "union_tag_invalid" | "union_tag_not_found":
+        case "union_tag_not_found":
+            # A misspelt name in --set a.NAME.b=value makes a new one, of no kind.
+            return f"key `{key}.kind` is missing{_nearest(key, _beside(problem['loc'], tree))}"
+        case "union_tag_invalid":
             return f"`{key}`: {problem['msg']}"
         case _:
             return f"`{key}`: {_lowered(problem['msg'])}, found {found}"
 
 
 def _keys(location: tuple[int | str, ...], tree: object) -> list[str]:
-    """The user's own keys in an error's location, without the `kind` that pydantic puts after a union's key."""
+    """The user's own keys in an error's location, without the `kind` or type that pydantic puts after a union's."""
     keys = []
     node: Any = tree
     for part in location:
         if isinstance(node, dict) and part not in node and node.get("kind") == part:
+            continue
+        if isinstance(part, str) and node is not tree and not isinstance(node, dict):
             continue
         keys.append(str(part))
         if isinstance(node, dict):
@@ -175,12 +180,21 @@ def _keys(location: tuple[int | str, ...], tree: object) -> list[str]:
     return keys
 
 
+def _beside(location: tuple[int | str, ...], tree: object) -> list[str]:
+    """Keys that lie beside the last one of an error's location, from the top."""
+    *above, _ = _keys(location, tree)
+    node: Any = tree
+    for key in above:
+        node = node[int(key)] if isinstance(node, list) else node[key]
+    return [".".join((*above, str(key))) for key in node] if isinstance(node, dict) else []
+
+
 def _lowered(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, [other for other in known if other != name], n=1)
     return f"; did you mean `{close[0]}`?" if close else ""
 
 

@@ -28,6 +28,8 @@ class Settings:
     sizes: tuple[int, ...] = (1, 2)
     folder: Path | None = None
     weights: dict[str, float] = field(default_factory=dict)
+    others: dict[str, Annotated[Narrow | Fast, Field(discriminator="kind")]] = field(default_factory=dict)
+    runs: Literal["auto"] | tuple[Narrow, ...] = "auto"
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -93,6 +95,18 @@ def test_misspelt_required_key_is_named_before_the_missing_one(tmp_path: Path) -
 )
 def test_wrong_values_are_named(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in error_of(tmp_path, text)
+
+
+def test_misspelt_name_of_an_override_is_told_from_those_that_there_are(tmp_path: Path) -> None:
+    text = "name: a\npart: {kind: narrow}\nothers: {sentence: {kind: fast}, words: {kind: fast}}\n"
+    message = error_of(tmp_path, text, "others.sentense.rate=0.0")
+    assert "key `others.sentense.kind` is missing; did you mean `others.sentence`?" in message
+
+
+def test_keys_are_the_users_own_below_a_choice_of_types(tmp_path: Path) -> None:
+    message = error_of(tmp_path, "name: a\npart: {kind: narrow}\nruns: [{width: 1}, {kin: narrow}]\n")
+    assert "unknown key `runs.1.kin`; did you mean `kind`?" in message
+    assert "`runs`: " in error_of(tmp_path, "name: a\npart: {kind: narrow}\nruns: 3\n")
 
 
 @pytest.mark.parametrize("override", ["name", "=3", "a..b=1", "name.inner=1"])
