@@ -13,17 +13,19 @@ import pytest
 import torch
 import transformers
 
-from contract import bundle
+from contract import bundle, config
 from contract.bundle import Embedder
 from contract.encodings import Float16
 from contract.errors import ConfigError
+from contract.schema import FieldSet
 from contract.views import Item
 from encoders.custom import CustomText
 from trainer.batch import Tokens
 from trainer.export import graph
 from trainer.export.portable import portable
-from trainer.students.adapters import InputShape, TransformerAdapter
+from trainer.students.adapters import InputShape, Origin, TransformerAdapter
 from trainer.students.mlp import Mlp, MlpStudent
+from trainer.students.teacher_blocks import TeacherBlocks
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -91,18 +93,19 @@ def test_the_bundle_embeds_files_as_the_run_does(
     """Every field, with torch in onnxruntime's place, which takes seconds for each model."""
     modality, (encoder, fields) = subject[0], (subject[1].encoder, subject[1].fields)
     for field in fields:
-        require_equal(modality, encoder, field, sources, tmp_path / field, as_onnx=False)
+        made = student(encoder, modality, field)
+        require_equal(modality, encoder, field, made, sources, tmp_path / field, as_onnx=False)
 
 
 def test_onnx_embeds_files_as_the_run_does(onnx_subject: tuple[str, Any], sources: Sources, tmp_path: Path) -> None:
     modality, encoder, field = onnx_subject[0], onnx_subject[1].encoder, onnx_subject[1].fields[-1]
-    require_equal(modality, encoder, field, sources, tmp_path / field, as_onnx=True)
+    made = student(encoder, modality, field)
+    require_equal(modality, encoder, field, made, sources, tmp_path / field, as_onnx=True)
 
 
 def require_equal(
-    modality: str, encoder: Any, field: str, sources: Sources, folder: Path, *, as_onnx: bool
+    modality: str, encoder: Any, field: str, made: Mlp, sources: Sources, folder: Path, *, as_onnx: bool
 ) -> None:
-    made = student(encoder, modality, field)
     embedder = exported(encoder, modality, field, made, folder, as_onnx=as_onnx)
     expected = embedded(encoder, modality, field, made, sources[modality])
     found = embedder.embed(modality, sources[modality], batch_size=4)
@@ -110,6 +113,28 @@ def require_equal(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4, err_msg=field)
     alone = np.concatenate([embedder.embed(modality, [one]) for one in sources[modality]])
     np.testing.assert_allclose(alone, found, rtol=0, atol=1e-4, err_msg=field)
+
+
+@pytest.mark.parametrize("as_onnx", [False, pytest.param(True, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("name", ["image/data2vec_image", "text/data2vec_text", "audio/data2vec_audio"])
+def test_a_student_of_the_teachers_own_blocks_is_taken_away(
+    make_subject: Callable[[str], Any], sources: Sources, tmp_path: Path, name: str, as_onnx: bool
+) -> None:
+    subject, modality = make_subject(name), name.partition("/")[0]
+    encoder, (field,) = subject.encoder, subject.fields
+    filled = FieldSet(
+        name="teacher",
+        modality=modality,
+        fields=encoder.fields(),
+        batch_size=8,
+        provenance=json.loads(json.dumps({"recipe": encoder.recipe(), "encoder": config.tree(encoder)})),
+    )
+    origin = Origin(fieldset=filled, field=field, name=f"tiny.zarr: {modality}/teacher")
+    num_tokens, width = filled.field(field).shape
+    shape = InputShape(num_tokens=num_tokens, width=width, origin=origin)
+    adapters = {modality: TeacherBlocks(layers=(1,))}
+    made = MlpStudent(width=24, embedding_dim=12, num_heads=2, adapters=adapters).build({modality: shape}, 0)
+    require_equal(modality, encoder, field, made.eval(), sources, tmp_path / field, as_onnx=as_onnx)
 
 
 @pytest.mark.parametrize(
