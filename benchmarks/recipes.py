@@ -103,7 +103,7 @@ EXPERIMENTS = {
         },
     ),
     "flickr8k-precept": Experiment(
-        ["flickr8k-features"],
+        ["flickr8k-precept"],
         {
             "precept": Variant("precept"),
             "batches of 256": Variant(
@@ -227,10 +227,11 @@ def precompute(store: str, work: Path, data2vec: Path | None) -> None:
             sys.exit("give --data2vec OUT/model, which examples/train_data2vec_teacher.py writes")
         take = "[patch_embeddings, targets, features]"
         settings = {"kind": "data2vec_image", "model": str(data2vec.resolve()), "k": "5", "take": take}
-    sets = [f"--set=encoders.image.teacher.{key}={value}" for key, value in settings.items()]
-    if teacher == "features":
-        sets += ["--views=5", "--set=encoders.image.teacher.take=[features]"]
-        sets += ["--set=encoders.text.tokens.take=[features]", "--set=encoders.text.tokens.pooling=first_last"]
+    places = ["teacher"]
+    if teacher == "precept":
+        places = ["teacher.members.0", "teacher.members.1"]
+        arguments += ["--config=precept", "--views=2"]
+    sets = [f"--set=encoders.image.{one}.{key}={value}" for one in places for key, value in settings.items()]
     execute(1, "pipeline", "precompute", *arguments, f"--store={path}.partial", "--engine=local", *sets)
     Path(f"{path}.partial").rename(path)
 

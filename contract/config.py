@@ -131,14 +131,24 @@ def _put(tree: Tree, override: str) -> None:
     if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {override}: expected a.b=value")
     *parents, last = key.split(".")
-    node = tree
+    node: Any = tree
     for parent in parents:
-        if node.get(parent) is None:
-            node[parent] = {}
-        node = node[parent]
-        if not isinstance(node, dict):
+        place = _place(node, parent, override)
+        if isinstance(node, dict) and node.get(place) is None:
+            node[place] = {}
+        node = node[place]
+        if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override}: `{parent}` holds a value, not keys")
-    node[last] = _yaml(text, f"--set {override}")
+    node[_place(node, last, override)] = _yaml(text, f"--set {override}")
+
+
+def _place(node: Tree | list[Any], key: str, override: str) -> Any:
+    """A key of a tree, or the number of a list's item."""
+    if isinstance(node, dict):
+        return key
+    if not key.isdecimal() or int(key) >= len(node):
+        raise ConfigError(f"--set {override}: `{key}` is no item of a list, which are 0 to {len(node) - 1}")
+    return int(key)
 
 
 def _is_unknown_key(problem: ErrorDetails) -> bool:

@@ -41,8 +41,8 @@ class HuggingFaceText:
     `embeddings` (a row of the word-embedding table for each token, the modality encoder proper) or `last` (the
     last hidden states, in which each token has seen the whole caption). `take` may add `last_hidden`, the last
     hidden states beside the embeddings, and `features`: their mean over the caption's tokens, special ones
-    included, the first of them (`pooling: cls`), or, beside their mean, that of the word embeddings
-    (`first_last`): what the caption says, and with which words.
+    included, the first of them (`pooling: cls`), or, beside their mean, the largest of the word embeddings in each
+    channel and their mean (`first_last`): what the caption says, and with which words.
     """
 
     kind: Literal["huggingface_text"] = "huggingface_text"
@@ -70,7 +70,7 @@ class HuggingFaceText:
     def fields(self) -> tuple[Field, ...]:
         """`token_embeddings` [max_length, D] and `length`, special tokens included; those of `take`.
 
-        `last_hidden` is [max_length, hidden size], `features` [hidden size], of `first_last` D more.
+        `last_hidden` is [max_length, hidden size], `features` [hidden size], of `first_last` 2 D more.
         """
         config = pretrained.read_config(self._folder, self.model)
         tokens.require_positions(config, self.max_length)
@@ -80,7 +80,7 @@ class HuggingFaceText:
             raise DataError(f"text encoder {self.model}: {weights.reason(error)}") from error
         # ALBERT, ELECTRA and MobileBERT have word embeddings narrower than their hidden states.
         words = int(getattr(config, "embedding_size", None) or hidden)
-        features = hidden + words if self.pooling == "first_last" else hidden
+        features = hidden + 2 * words if self.pooling == "first_last" else hidden
         fields = (
             Field(
                 name="token_embeddings",
@@ -190,7 +190,7 @@ class _TextModel:
         last, words = self._model(**batch).last_hidden_state, self._embedding(ids)
         features = last[:, 0] if config.pooling == "cls" else tokens.mean(last, mask)
         if config.pooling == "first_last":
-            features = torch.cat([tokens.mean(words, mask), features], dim=-1)
+            features = torch.cat([tokens.largest(words, mask), tokens.mean(words, mask), features], dim=-1)
         return {
             "token_embeddings": words if config.layer == "embeddings" else last,
             "last_hidden": last,

@@ -72,6 +72,11 @@ def mean(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (rows.float() * weight).sum(dim=1) / weight.sum(dim=1)
 
 
+def largest(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The largest value of each channel, float32 [n, D], over the rows [n, t, D] that mask [n, t] says are real."""
+    return rows.float().masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).amax(dim=1)
+
+
 def lookup_ids(ids: torch.Tensor, mask: torch.Tensor, num_tokens: int) -> npt.NDArray[np.int32]:
     """What the encoding `lookup` stores of ids [n, t]: int32 [n, num_tokens], -1 where mask [n, t] has ended."""
     stored = np.full((len(ids), num_tokens), PADDING, np.int32)

@@ -59,7 +59,7 @@ def test_yaml_is_read_as_version_1_2(tmp_path: Path) -> None:
 
 def test_overrides_change_nested_values(tmp_path: Path) -> None:
     path = written(tmp_path, "name: a\npart: {kind: narrow}\n")
-    settings = config.load(path, Settings, ["part.width=7", "sizes=[4, 5]", "weights.kd=2"])
+    settings = config.load(path, Settings, ["part.width=7", "sizes=[4, 6]", "sizes.1=5", "weights.kd=2"])
     assert settings.part == Narrow(width=7)
     assert settings.sizes == (4, 5)
     assert settings.weights == {"kd": 2.0}
@@ -109,9 +109,9 @@ def test_keys_are_the_users_own_below_a_choice_of_types(tmp_path: Path) -> None:
     assert "`runs`: " in error_of(tmp_path, "name: a\npart: {kind: narrow}\nruns: 3\n")
 
 
-@pytest.mark.parametrize("override", ["name", "=3", "a..b=1", "name.inner=1"])
+@pytest.mark.parametrize("override", ["name", "=3", "a..b=1", "name.inner=1", "sizes.2=1", "sizes.x=1"])
 def test_override_that_makes_no_sense_is_refused(tmp_path: Path, override: str) -> None:
-    error_of(tmp_path, "name: a\npart: {kind: narrow}\n", override)
+    error_of(tmp_path, "name: a\npart: {kind: narrow}\nsizes: [1, 2]\n", override)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_each_family_equals_a_direct_call_whatever_the_batch(family: tuple[Path,
         features = {
             "mean": hidden.mean(dim=0),
             "cls": hidden[0],
-            "first_last": torch.cat([words.mean(dim=0), hidden.mean(dim=0)]),
+            "first_last": torch.cat([words.amax(dim=0), words.mean(dim=0), hidden.mean(dim=0)]),
         }
         expected = {"token_embeddings": words, "last_hidden": hidden, "features": features[pooling]}
         length = together["length"][row]
