@@ -150,6 +150,9 @@ class Embedder:
         rows = list(range(len(items)))
         if about["kind"] == "pixels":
             yield rows, {"pixels": np.stack([view(picture(source), about) for source in items])}
+        elif about["kind"] == "views":
+            views = [[view(shown, one) for one in about["views"]] for shown in map(picture, items)]
+            yield rows, {f"pixels_{n}": np.stack(own) for n, own in enumerate(zip(*views, strict=True))}
         elif about["kind"] == "samples":
             yield from _sounds([samples(source, about) for source in items], about)
         elif about["kind"] == "ngrams":

@@ -81,6 +81,11 @@ class Ensemble:
                         "features or embedding, logits, and of the first member's patch_embeddings"
                     )
 
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """What each member calls its vector of an item; "" without one."""
+        return tuple(map(_vector, self._fields))
+
     def view(self) -> ImageView | JointView:
         """What all members are shown, or what each of them is."""
         views = tuple(member.view() for member in self.members)
@@ -178,7 +183,7 @@ class _Model:
 
     def __init__(self, config: Ensemble, device: str) -> None:
         self._names = [field.name for field in config.fields()]
-        self._vectors = [_vector(fields) for fields in config._fields]
+        self._vectors = config.vectors
         self._is_joint = isinstance(config.view(), JointView)
         self._weights = config._weights
         self._temperatures = [

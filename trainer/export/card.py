@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from contract import config
 from contract.schema import FieldSet
+from trainer.export.frozen import inside
 from trainer.runs import Run
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ USES = {
     "text": 'embedder.texts(["a dog on a beach"])',
     "audio": 'embedder.sounds(["a.wav"])',
 }
-NEEDS = {"pixels": "pillow", "samples": "soundfile", "tokens": "tokenizers"}
+NEEDS = {"pixels": "pillow", "views": "pillow", "samples": "soundfile", "tokens": "tokenizers"}
 
 
 def text(run: Run, checked: Sequence[Checked], folder: Path) -> str:
@@ -84,11 +85,10 @@ def _models(checked: Sequence[Checked], folder: Path) -> Iterator[str]:
         model = one.model
         files = f"`{model.about['model']}`" + (f", `{model.about['int8']}`" if "int8" in model.about else "")
         encoder, recipe = (model.source.fieldset.provenance[key] for key in ("encoder", "recipe"))
-        made = f"{encoder['kind']} {encoder.get('model', '')}".strip()
-        licence = _licence(folder / "frozen" / model.modality) if model.loading else "none: it has no weights"
+        licence = _licences(folder / "frozen" / model.modality) if model.loading else "none: it has no weights"
         yield (
-            f"| {model.modality} | {files} | {', '.join(model.about['inputs'])} | {made}: `{model.source.field}` | "
-            f"{recipe.get('weights', 'none')} | {licence} |"
+            f"| {model.modality} | {files} | {', '.join(model.about['inputs'])} | {_named(encoder)}: "
+            f"`{model.source.field}` | {_weights(recipe)} | {licence} |"
         )
     yield ""
     for one in checked:
@@ -166,8 +166,17 @@ def _int8(one: Checked) -> str:
 
 
 def _teacher(fieldset: FieldSet) -> str:
-    encoder: Any = fieldset.provenance.get("encoder", {})
+    return _named(fieldset.provenance.get("encoder", {}))
+
+
+def _named(encoder: Any) -> str:
+    if "members" in encoder:
+        return f"{encoder['kind']} of {', '.join(map(_named, encoder['members']))}"
     return f"{encoder.get('kind', 'an imported file')} {encoder.get('model', '')}".strip()
+
+
+def _weights(recipe: Any) -> str:
+    return ", ".join(map(_weights, recipe["members"])) if "members" in recipe else recipe.get("weights", "none")
 
 
 def _dataset(name: str) -> dict[str, Any]:
@@ -175,10 +184,16 @@ def _dataset(name: str) -> dict[str, Any]:
     return config.read_tree(path) if path.is_file() else {}
 
 
+def _licences(folder: Path) -> str:
+    """Of a model, or of each of an ensemble's that lie below."""
+    members = sorted(path for path in folder.iterdir() if path.name.isdecimal())
+    return "; ".join(dict.fromkeys(map(_licence, members or [folder])))
+
+
 def _licence(folder: Path) -> str:
     """What the files of a model say of its licence."""
     for path in sorted(folder.glob("LICEN[CS]E*")):
-        return f"see `frozen/{folder.name}/{path.name}`"
+        return f"see `{inside(path)}`"
     if (folder / "config.json").is_file():
         tree = json.loads((folder / "config.json").read_text())
         licence = tree.get("license") or tree.get("pretrained_cfg", {}).get("license")

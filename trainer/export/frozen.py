@@ -30,7 +30,7 @@ def save_timm(encoder: TimmImage, model: Any, folder: Path) -> str:
         "crop_mode": processing.view.crop_mode,
     }
     replace_file(file, (json.dumps(tree, indent=2) + "\n").encode())
-    return f'timm.create_model("local-dir:{_inside(folder)}", pretrained=True)'
+    return f'timm.create_model("local-dir:{inside(folder)}", pretrained=True)'
 
 
 def save_transformers(source: Path, folder: Path) -> str:
@@ -41,9 +41,10 @@ def save_transformers(source: Path, folder: Path) -> str:
         if pattern != "*.bin" or not has_safetensors:
             for file in source.glob(pattern):
                 shutil.copyfile(file, folder / file.name)
-    return f'transformers.AutoModel.from_pretrained("{_inside(folder)}")'
+    return f'transformers.AutoModel.from_pretrained("{inside(folder)}")'
 
 
-def _inside(folder: Path) -> str:
+def inside(folder: Path) -> str:
     """As seen from the bundle."""
-    return "/".join(folder.parts[-2:])
+    parts = folder.parts
+    return "/".join(parts[len(parts) - 1 - parts[::-1].index("frozen") :])

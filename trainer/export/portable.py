@@ -3,6 +3,7 @@
 What happens to a file or a text outside of the model is told by `preprocessing`, which contract/bundle.py obeys:
 
     pixels    decoded, resized and cropped; the model normalises
+    views     the same for each member of an ensemble, in the size that is its own
     samples   decoded, mixed down, resampled; the model makes the spectrogram
     tokens    the tokenizer's ids
     ngrams    words as hashed vectors
@@ -59,13 +60,13 @@ def portable(encoder: Encoder, field: str, has_length: bool, name: str) -> Porta
 
     `name` is the FieldSet's, for errors.
     """
-    from trainer.export import images, sounds, texts
+    from trainer.export import images, joined, sounds, texts
 
     if isinstance(encoder, Ensemble):
+        if field == "features":
+            return joined.of_members(encoder, name)
         if field != "patch_embeddings":
-            raise ConfigError(
-                f"{name}: {field} of an ensemble are of several models, which can't be exported as one"
-            )
+            raise ConfigError(f"{name}: an ensemble's {field} can't be exported as input")
         return portable(encoder.members[0], field, has_length, name)
     made: Any = in_float32(encoder)
     if isinstance(made, HuggingFaceText | ClipText | Data2VecText):

@@ -143,7 +143,7 @@ def ensemble(folder: Path) -> Subject:
         TimmImage(**{**vars_of(members[0]), "take": take}),
         HuggingFaceImage(**{**vars_of(members[1]), "take": ("features",)}),
     ]
-    return Subject(encoder=Ensemble(members=tuple(members)), fields=("patch_embeddings",))
+    return Subject(encoder=Ensemble(members=tuple(members)), fields=("patch_embeddings", "features"))
 
 
 def vars_of(encoder: Any) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def test_transformers_loads_the_frozen_encoder(
 @pytest.mark.parametrize(
     ("name", "field", "has_length", "message"),
     [
-        ("image/ensemble", "features", True, "image/it: features of an ensemble are of several models"),
+        ("image/ensemble", "logits", True, "image/it: an ensemble's logits can't be exported as input"),
         ("image/data2vec_image", "targets", True, "image/it: data2vec's targets are what a student learns"),
         ("text/huggingface_text", "token_embeddings", False, "the store keeps no length beside its tokens"),
         ("audio/yamnet", "logits", True, "audio/it: YAMNet's logits can't be exported as input"),
