@@ -38,6 +38,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # Ray starts a lost decoder again as soon as a node has room for it, and waits for one for ever.
 DECODER_TIMEOUT_S = 600
 ASK_AGAIN_S = 1
+# So often in a row may teachers come to no shard, since what they ask is out of reach.
+ROUNDS_WITHOUT_SHARDS = 10
 # Ray itself counts in ten-thousandths of a GPU.
 SLACK = 1e-4
 
@@ -80,8 +82,7 @@ def _start(address: str | None) -> None:
             _require_server(host.strip("[]"), int(port))
         ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError and more
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"--ray-address {address}: no Ray cluster can be joined there: {reason}") from error
+        raise ConfigError(f"--ray-address {address}: no Ray cluster can be joined there: {_line(error)}") from error
 
 
 def _require_server(host: str, port: int) -> None:
@@ -144,7 +145,7 @@ class _Actors:
 
     def compute(self, task: Task) -> Generator[Progress]:
         """Compute every missing shard, with as many teachers as are left."""
-        shards = task.shards
+        shards, num_fruitless = task.shards, 0
         while shards:
             if not self._teachers:
                 raise StoreError(
@@ -153,7 +154,16 @@ class _Actors:
                 )
             with closing(self._round(task, shards)) as progresses:
                 yield from progresses
-            shards = TargetStore.open(self._path).missing(task.fieldset.key)
+            left = TargetStore.open(self._path).missing(task.fieldset.key)
+            num_fruitless = num_fruitless + 1 if len(left) == len(shards) else 0
+            if num_fruitless == ROUNDS_WITHOUT_SHARDS:
+                raise StoreError(
+                    f"{num_fruitless} times no teacher came to a shard of {task.fieldset.key}, for what it asks is "
+                    "out of reach; look at the nodes of the cluster; the same command continues the run"
+                )
+            if num_fruitless:
+                time.sleep(ASK_AGAIN_S)
+            shards = left
 
     def describe(self) -> str:
         """Who works where, in words."""
@@ -191,8 +201,12 @@ class _Actors:
                         yield ray.get(next(stream))
                     except StopIteration:
                         del running[stream]
-                    except ray.exceptions.RayTaskError:
-                        raise  # what went wrong inside, whatever Ray lets it pass for
+                    except ray.exceptions.RayTaskError as error:
+                        # What went wrong inside, whatever Ray lets it pass for; what it met may be a lost actor.
+                        if not isinstance(error.cause, ray.exceptions.RayActorError):
+                            raise
+                        del running[stream]
+                        yield Progress(notes=(f"a teacher could not reach another actor: {_line(error.cause)}",))
                     except ray.exceptions.RayActorError:
                         yield Progress(notes=(self._without(running.pop(stream)),))
 
@@ -349,6 +363,10 @@ class _Coming:
             f"no decoder has answered for {DECODER_TIMEOUT_S} s; look at the nodes of the cluster that "
             "workers.resources.decoder asks for; the same command continues the run"
         )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _light(task: Task) -> Task:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from contract.errors import StoreError
 from contract.store import TargetStore
 from pipeline import actors
+from pipeline.timing import Progress
 
 WORKERS = (
     "workers.actors=2",
@@ -92,6 +94,48 @@ def test_batch_of_a_decoder_that_cannot_be_reached_is_asked_for_again(monkeypatc
     monkeypatch.setattr(actors, "DECODER_TIMEOUT_S", 0.2)
     with pytest.raises(StoreError, match="no decoder has answered for"):
         actors._Coming(lambda: 0).result()
+
+
+@pytest.mark.parametrize(
+    ("num_failing", "expected"), [(2, None), (99, "3 times no teacher came to a shard of image/t")]
+)
+def test_shards_of_a_teacher_that_reached_nobody_are_given_out_again(
+    monkeypatch: pytest.MonkeyPatch, num_failing: int, expected: str | None
+) -> None:
+    import ray
+
+    left, rounds = [3, 4], []
+
+    def get(_: object) -> Progress:
+        rounds.append(1)
+        if len(rounds) <= num_failing:
+            unreachable = ray.exceptions.ActorUnavailableError("its node is gone", None)
+            raise ray.exceptions.RayTaskError("compute", "", unreachable).as_instanceof_cause()
+        return Progress(num_rows=left.pop(0))
+
+    teacher = SimpleNamespace(compute=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=streamed)))
+
+    def streamed(_: object, shards: list[int]) -> Iterator[int]:
+        return iter(shards[:1])
+
+    crew = object.__new__(actors._Actors)
+    crew._teachers, crew._path = [teacher], "somewhere"
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "wait", lambda streams, num_returns: (streams[:1], streams[1:]))
+    monkeypatch.setattr(actors, "ASK_AGAIN_S", 0)
+    monkeypatch.setattr(actors, "ROUNDS_WITHOUT_SHARDS", 3)
+    monkeypatch.setattr(actors, "_light", lambda task: task)
+    monkeypatch.setattr(actors.TargetStore, "open", lambda path: SimpleNamespace(missing=lambda key: tuple(left)))
+    task: Any = SimpleNamespace(shards=tuple(left), fieldset=SimpleNamespace(key="image/teacher"))
+    if expected is not None:
+        with pytest.raises(StoreError, match=expected):
+            list(crew.compute(task))
+        return
+    progresses = list(crew.compute(task))
+    (note,) = progresses[0].notes
+    assert note.startswith("a teacher could not reach another actor: ")
+    assert "its node is gone" in note
+    assert sum(progress.num_rows for progress in progresses) == 7
 
 
 @pytest.mark.timeout(60)
