@@ -24,7 +24,7 @@ def of_members(encoder: Ensemble, name: str) -> Portable:
         inputs=tuple(f"pixels_{number}" for number in range(len(members))),
         example=lambda n: tuple(tensor for member in members for tensor in member.example(n)),
         axes={},
-        save=lambda folder: "`, `".join(one.save(folder / str(n)) for n, one in enumerate(members)),
+        save=lambda folder: ", ".join(one.save(folder / str(n)) for n, one in enumerate(members)),
     )
 
 
