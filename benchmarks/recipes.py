@@ -352,7 +352,7 @@ def execute(jobs: int, program: str, *arguments: str) -> str:
     command = [sys.executable, "-m", program, *arguments]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": threads}, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{program {' '.join(arguments)}\n{done.stderr[-2000:]}")
+        sys.exit(f"{program} {' '.join(arguments)}\n{done.stderr[-2000:]}")
     return done.stdout
 
 
