@@ -30,6 +30,7 @@ class Encodings:
 
     patch_embeddings: FloatEncoding = Float16()  # noqa: RUF009 - frozen, so it may be shared
     targets: FloatEncoding = Float16()  # noqa: RUF009
+    features: FloatEncoding = Float16()  # noqa: RUF009
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,10 @@ class Data2VecAudio:
         return AudioView(sample_rate_hz=self._extractor.sampling_rate, duration_s=self.duration_s)
 
     def fields(self) -> tuple[Field, ...]:
-        """`patch_embeddings` [T, C] and `targets` [T, D], row for row the same frames, and their `length`."""
+        """`patch_embeddings` [T, C] and `targets` [T, D], row for row the same frames, and their `length`.
+
+        `features` [D], which `take` adds: the mean of the last block over the frames, the teacher's own embedding.
+        """
         num_frames = waveforms.num_frames(self._config, self.view().num_samples)
         about = waveforms.about(self._config, self.view().sample_rate_hz)
         fields = (
@@ -72,6 +76,12 @@ class Data2VecAudio:
                 shape=(num_frames, self._config.hidden_size),
                 encoding=self.encodings.targets,
                 about=self._targets.about() | about,
+            ),
+            Field(
+                name="features",
+                shape=(self._config.hidden_size,),
+                encoding=self.encodings.features,
+                about={"pooling": "mean"},
             ),
             Field(name="length", shape=(), encoding=Int32()),
         )
@@ -127,7 +137,10 @@ class _AudioModel:
         self._autocast = autocast(device, config.precision)
 
     def __call__(self, views: Sequence[waveforms.Sound]) -> dict[str, npt.NDArray[Any]]:
-        """n sounds, float32 [samples] -> patch_embeddings, targets float32 [n, T, D], zero after `length` [n]."""
+        """n sounds, float32 [samples] -> patch_embeddings, targets float32 [n, T, D], zero after `length` [n].
+
+        And features float32 [n, D].
+        """
         return self._batches.run(views, self._outputs)
 
     def constants(self) -> dict[str, npt.NDArray[Any]]:
@@ -140,6 +153,10 @@ class _AudioModel:
         self._caught.clear()
         with torch.inference_mode():
             with self._autocast:
-                self._model(sounds.to(self._device))
+                last = self._model(sounds.to(self._device)).last_hidden_state
             frames = self._caught["patch_embeddings"].transpose(1, 2)
-            return {"patch_embeddings": frames, "targets": self._targets.of(self._caught)}
+            return {
+                "patch_embeddings": frames,
+                "targets": self._targets.of(self._caught),
+                "features": last.float().mean(dim=1),
+            }

@@ -27,6 +27,7 @@ class Encodings:
 
     token_embeddings: TokenEncoding = Float16()  # noqa: RUF009 - frozen, so it may be shared
     targets: FloatEncoding = Float16()  # noqa: RUF009
+    features: FloatEncoding = Float16()  # noqa: RUF009
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,8 @@ class Data2VecText:
     def fields(self) -> tuple[Field, ...]:
         """`token_embeddings` and `targets` [max_length, D], row for row the same tokens, and `length`.
 
-        The special tokens at either end are among the rows.
+        The special tokens at either end are among the rows. `features` [D], which `take` adds: the mean of the last
+        block over the tokens, the teacher's own embedding.
         """
         tokens.require_positions(self._config, self.max_length)
         shape = (self.max_length, self._config.hidden_size)
@@ -66,6 +68,7 @@ class Data2VecText:
             Field(
                 name="targets", shape=shape, encoding=self.encodings.targets, about=self._targets.about() | about
             ),
+            Field(name="features", shape=shape[1:], encoding=self.encodings.features, about={"pooling": "mean"}),
             Field(name="length", shape=(), encoding=Int32()),
         )
         return take(fields, self.take, DEFAULT)
@@ -139,7 +142,7 @@ class _TextModel:
     def __call__(self, views: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
         """n captions -> token_embeddings, targets float32 [n, max_length, D], zero after `length` int32 [n].
 
-        And "token_embeddings.ids" int32 [n, max_length], if ids are stored.
+        And features float32 [n, D]; "token_embeddings.ids" int32 [n, max_length], if ids are stored.
         """
         import torch
 
@@ -151,10 +154,11 @@ class _TextModel:
         self._caught.clear()
         with torch.inference_mode():
             with self._autocast:
-                self._model(input_ids=ids, attention_mask=mask)
+                last = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
             outputs = {
                 "token_embeddings": tokens.padded(self._caught["token_embeddings"], mask, max_length),
                 "targets": tokens.padded(self._targets.of(self._caught, mask=mask), mask, max_length),
+                "features": tokens.mean(last, mask),
                 "length": mask.sum(dim=1).int(),
             }
         fields = to_numpy(outputs, self._names)

@@ -70,7 +70,8 @@ def describe_folder(builder: ManifestBuilder, entries: list[dict[str, Any]], fol
     ]
     images, sounds = [f"images/{id_}.png" for id_ in ids], [f"sounds/{id_}.flac" for id_ in ids]
     text = {name: [caption[name] for caption in captions] for name in ("id", "text", "language")}
-    text["split"] = [entries[caption["row"]]["split"] for caption in captions]
+    for name in ("split", "label"):
+        text[name] = [entries[caption["row"]][name] for caption in captions]
     caption_rows = np.array([caption["row"] for caption in captions], dtype=np.int64)
     builder.num_classes, builder.protocol = len(CLASSES), "scenes"
     builder.items("image", **common, file=images, size_bytes=_sizes(folder, images))
