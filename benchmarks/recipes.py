@@ -1,15 +1,18 @@
 """Train recipes and their ablations from one store each, with several seeds, and evaluate them on splits test.
 
-    python benchmarks/recipes.py [EXPERIMENT ...] [--work DIR] [--seeds 0 1 2] [--jobs 2] [--data2vec FOLDER]
+    python benchmarks/recipes.py [EXPERIMENT ...] [--work DIR] [--seeds 0 1 2] [--jobs 2] [--data2vec DIR]
 
 Runs the commands as a user would. What is finished under --work is not done again: an experiment that was stopped
 goes on. Prints a Markdown table for each experiment, mean and sample standard deviation over the seeds, and writes
 WORK/EXPERIMENT.json. `training, s` is of runs that share the cores with others if there are several --jobs.
 
 Flickr8k, CIFAR and weights are read from $PRECEPT_REAL_DATA (default ../shared/data); without them only the
-experiments on scenes are at hand. The official test photographs of Flickr8k are not part of that data, so 1,000 are
-the validation photographs and as many of the training ones as are missing, drawn by a seed; 250 others choose the
-best epoch. CIFAR, of which 4,000 and 1,000 images are there, validates on a tenth of the training images.
+experiments on scenes are at hand. The teachers of the d2v recipes lie under --data2vec, where
+examples/train_data2vec_cifar.py DIR/cifar and examples/train_data2vec_scenes.py DIR/scenes have left them.
+
+The official test photographs of Flickr8k are not part of that data, so 1,000 are the validation photographs and as
+many of the training ones as are missing, drawn by a seed; 250 others choose the best epoch. CIFAR, of which 4,000
+and 1,000 images are there, validates on a tenth of the training images.
 """
 
 from __future__ import annotations
@@ -34,14 +37,16 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("PRECEPT_REAL_DATA", ROOT / "../shared/data")).resolve()
 NUM_TEST, NUM_VAL = 1000, 250
+MODALITIES = ("image", "text", "audio")
 RETRIEVAL = ("R@1", "R@5", "R@10", "mean_rank", "median_rank")
+CHECKPOINT = DATA / "weights/mobilenetv2_100_in1k.fp16.safetensors"
 MOBILENETV2 = {
+    "checkpoint": str(CHECKPOINT),
     "model": "mobilenetv2_100",
     "model_args.pad_type": "same",
     "preprocessing.mean": "[0.5, 0.5, 0.5]",
     "preprocessing.std": "[0.5, 0.5, 0.5]",
 }
-TEACHER = "image/teacher/features"
 
 
 # Figures by row of a table, such as a direction.
@@ -65,6 +70,12 @@ class Experiment:
     variants: Mapping[str, Variant]
     measures: Sequence[str] = ("retrieval",)
     languages: Sequence[str] = ("en",)
+    modalities: Sequence[str] = ("image",)
+
+
+def beside_untrained(recipe: str, settings: Mapping[str, str]) -> dict[str, Variant]:
+    """A recipe, and the student that it begins with."""
+    return {"untrained": Variant(recipe, {**settings, **UNTRAINED}), "trained": Variant(recipe, settings)}
 
 
 def without(recipe: str, objective: str, settings: Mapping[str, str] | None = None) -> Variant:
@@ -91,8 +102,8 @@ SMALL = {
     "epochs": "12",
 }
 UNTRAINED = {"optimizer.learning_rate": "1e-12", "epochs": "1"}
-DATA2VEC = ("cifar10-data2vec", "cifar100-data2vec")
-CLASSES = ("cifar10-mobilenetv2", "cifar100-mobilenetv2")
+SMALLER = {"student.width": "128", "student.embedding_dim": "128", "student.num_heads": "4"}
+AUDIO = SMALLER | {"student.adapters.audio.depth": "2", "epochs": "30"}
 
 EXPERIMENTS = {
     "flickr8k": Experiment(
@@ -168,14 +179,31 @@ EXPERIMENTS = {
     ),
     "scenes-transformer_supervision": Experiment(["scenes"], {"all": Variant("transformer_supervision", ONE)}),
     "cifar-d2v_image": Experiment(
-        DATA2VEC,
-        {"untrained": Variant("d2v_image", SMALL | UNTRAINED), "trained": Variant("d2v_image", SMALL)},
-        measures=("labels",),
+        ["cifar10-data2vec", "cifar100-data2vec"], beside_untrained("d2v_image", SMALL), measures=("labels",)
     ),
     "cifar-kd_image": Experiment(
-        CLASSES,
-        {"untrained": Variant("kd_image", UNTRAINED), "trained": Variant("kd_image")},
+        ["cifar10-mobilenetv2", "cifar100-mobilenetv2"], beside_untrained("kd_image", {}), measures=("labels",)
+    ),
+    "scenes-d2v_text": Experiment(
+        ["scenes-data2vec"],
+        beside_untrained("d2v_text", SMALLER | {"student.adapters.text.depth": "2", "epochs": "2"}),
         measures=("labels",),
+        modalities=("text",),
+    ),
+    "scenes-d2v_audio": Experiment(
+        ["scenes-data2vec"], beside_untrained("d2v_audio", AUDIO), measures=("labels",), modalities=("audio",)
+    ),
+    "scenes-d2v_audio_instance": Experiment(
+        ["scenes-data2vec_instance"],
+        {"trained": Variant("d2v_audio", AUDIO)},
+        measures=("labels",),
+        modalities=("audio",),
+    ),
+    "scenes-d2v_multimodal": Experiment(
+        ["scenes-data2vec"],
+        beside_untrained("d2v_multimodal", SMALLER | {"student.depth": "2", "epochs": "10"}),
+        measures=("labels",),
+        modalities=MODALITIES,
     ),
 }
 
@@ -187,7 +215,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-recipes"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
-    parser.add_argument("--data2vec", type=Path, help="OUT/model of examples/train_data2vec_teacher.py")
+    parser.add_argument("--data2vec", type=Path, metavar="DIR", default=Path("runs/data2vec"))
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(EXPERIMENTS))
     if unknown:
@@ -209,39 +237,56 @@ def main() -> None:
         )
 
 
-def precompute(store: str, work: Path, data2vec: Path | None) -> None:
+def precompute(store: str, work: Path, data2vec: Path) -> None:
     """Make a store, named after its dataset and, where that is not the dataset's own, its teacher."""
     path = work / f"{store}.zarr"
     if path.exists():
         return
     dataset, _, teacher = store.partition("-")
-    checkpoint = DATA / "weights/mobilenetv2_100_in1k.fp16.safetensors"
-    if dataset != "scenes" and not checkpoint.is_file():
-        sys.exit(f"skipped: no {checkpoint}; set PRECEPT_REAL_DATA to a folder with {dataset}/ and weights/")
-    settings = {**MOBILENETV2, "checkpoint": str(checkpoint)}
-    arguments = [f"--dataset={dataset}"]
-    if dataset == "scenes":
-        settings = {}
-    elif dataset == "flickr8k":
-        resplit(DATA / dataset, work / "photographs")
-        arguments.append(f"--data-root={work / 'photographs'}")
-    else:
-        manifest = yaml.safe_load((ROOT / f"data_manifests/{dataset}.yaml").read_text())
-        manifest["source"]["num_val"] = 400
-        (work / f"{dataset}.yaml").write_text(yaml.safe_dump(manifest))
-        arguments = [f"--dataset={work / dataset}.yaml", f"--data-root={DATA / dataset}"]
-    if teacher == "data2vec":
-        if data2vec is None:
-            sys.exit("give --data2vec OUT/model, which examples/train_data2vec_teacher.py writes")
-        take = "[patch_embeddings, targets, features]"
-        settings = {"kind": "data2vec_image", "model": str(data2vec.resolve()), "k": "5", "take": take}
-    places = ["teacher"]
-    if teacher == "precept":
-        places = ["teacher.members.0", "teacher.members.1"]
-        arguments += ["--config=precept", "--views=2"]
-    sets = [f"--set=encoders.image.{one}.{key}={value}" for one in places for key, value in settings.items()]
-    execute(1, "pipeline", "precompute", *arguments, f"--store={path}.partial", "--engine=local", *sets)
+    if dataset != "scenes" and not CHECKPOINT.is_file():
+        sys.exit(f"skipped: no {CHECKPOINT}; set PRECEPT_REAL_DATA to a folder with {dataset}/ and weights/")
+    arguments = [*of_dataset(dataset, work), *of_teacher(dataset, teacher, data2vec.resolve())]
+    execute(1, "pipeline", "precompute", *arguments, f"--store={path}.partial", "--engine=local")
     Path(f"{path}.partial").rename(path)
+
+
+def of_dataset(dataset: str, work: Path) -> list[str]:
+    """What names it to the command; splits of its own are written under `work`."""
+    if dataset == "scenes":
+        return ["--dataset=scenes"]
+    if dataset == "flickr8k":
+        resplit(DATA / dataset, work / "photographs")
+        return ["--dataset=flickr8k", f"--data-root={work / 'photographs'}"]
+    manifest = yaml.safe_load((ROOT / f"data_manifests/{dataset}.yaml").read_text())
+    manifest["source"]["num_val"] = 400
+    (work / f"{dataset}.yaml").write_text(yaml.safe_dump(manifest))
+    return [f"--dataset={work / dataset}.yaml", f"--data-root={DATA / dataset}"]
+
+
+def of_teacher(dataset: str, teacher: str, data2vec: Path) -> list[str]:
+    """What names the encoders to the command, with their settings."""
+    settings: dict[str, dict[str, str]] = {"image.teacher": MOBILENETV2}
+    arguments = []
+    if teacher == "precept":
+        settings = {f"image.teacher.members.{number}": MOBILENETV2 for number in (0, 1)}
+        arguments = ["--config=precept", "--views=2"]
+    elif dataset == "scenes":
+        settings = {}
+        if teacher:
+            settings = {f"{one}.teacher": {"model": str(data2vec / "scenes" / one), "k": "3"} for one in MODALITIES}
+            settings["audio.teacher"] |= {"duration_s": "1"}
+            arguments = ["--config=data2vec"]
+        if teacher == "data2vec_instance":
+            settings["audio.teacher"] |= {"normalise": "instance"}
+    elif teacher == "data2vec":
+        take = "[patch_embeddings, targets, features]"
+        model = str(data2vec / "cifar/model")
+        settings = {"image.teacher": {"kind": "data2vec_image", "model": model, "k": "5", "take": take}}
+    return arguments + [
+        f"--set=encoders.{encoder}.{key}={value}"
+        for encoder, values in settings.items()
+        for key, value in values.items()
+    ]
 
 
 def resplit(source: Path, root: Path) -> None:
@@ -317,23 +362,26 @@ def labels(run: Path, experiment: Experiment, jobs: int) -> Rows:
     rows: Rows = {}
     execute(jobs, "trainer", "embed", f"--run={run}", "--split=train", "--split=test")
     for store in experiment.stores:
-        dataset = store.partition("-")[0]
-        asked = (
-            f"--run={run}",
-            f"--dataset={dataset}",
-            f"--store={run.parents[1] / store}.zarr",
-            f"--field={TEACHER}",
-        )
-        for bank, queries in (("train", "test"), ("test", "train")):
-            splits = (f"--bank={bank}", f"--queries={queries}")
-            for one in json.loads(execute(jobs, "eval", "neighbours", *asked, *splits, "--json"))["measured"]:
-                for k, share in one["k"].items():
-                    column = f"{queries} in {bank}, top-{k}"
-                    rows.setdefault(f"{dataset}, {whose(one)}", {})[column] = share["any"]
-                    rows.setdefault(f"{dataset}, chance", {})[column] = share["chance_any"]
-        for one in json.loads(execute(jobs, "eval", "probe", *asked, "--json"))["measured"]:
-            rows[f"{dataset}, {whose(one)}"]["probe"] = one["accuracy"]
-            rows[f"{dataset}, chance"]["probe"] = one["chance"]
+        for modality in experiment.modalities:
+            dataset = store.partition("-")[0]
+            of = f"{dataset}, {modality}" if len(experiment.modalities) > 1 else dataset
+            asked = (
+                f"--run={run}",
+                f"--dataset={dataset}",
+                f"--modality={modality}",
+                f"--store={run.parents[1] / store}.zarr",
+                f"--field={modality}/teacher/features",
+            )
+            for bank, queries in (("train", "test"), ("test", "train")):
+                splits = (f"--bank={bank}", f"--queries={queries}")
+                for one in json.loads(execute(jobs, "eval", "neighbours", *asked, *splits, "--json"))["measured"]:
+                    for k, share in one["k"].items():
+                        column = f"{queries} in {bank}, top-{k}"
+                        rows.setdefault(f"{of}, {whose(one)}", {})[column] = share["any"]
+                        rows.setdefault(f"{of}, chance", {})[column] = share["chance_any"]
+            for one in json.loads(execute(jobs, "eval", "probe", *asked, "--json"))["measured"]:
+                rows[f"{of}, {whose(one)}"]["probe"] = one["accuracy"]
+                rows[f"{of}, chance"]["probe"] = one["chance"]
     return rows
 
 

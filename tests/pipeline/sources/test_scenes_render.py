@@ -46,8 +46,10 @@ def test_manifest_pairs_images_with_their_captions_and_sounds(folder: Path) -> N
     assert manifest.splits("image") == manifest.splits("audio") == {"train": 24, "val": 6, "test": 10}
     assert manifest.languages() == {"en": 200, "de": 200, "es": 200}
     images, captions = manifest.ids("image"), manifest.ids("text")
+    labels, of_captions = (manifest.column(modality, "label") for modality in ("image", "text"))
     for image, text in manifest.positives("image", "text"):
         assert captions[text].startswith(f"{images[image]}#")
+        assert of_captions[text] == labels[image]
     assert list(captions[:5]) == [f"{images[0]}#en-{k}" for k in range(5)]
     assert len(manifest.positives("image", "text")) == 600
     assert np.array_equal(images, manifest.ids("audio"))

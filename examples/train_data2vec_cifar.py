@@ -1,6 +1,6 @@
 """Train a small data2vec teacher on CIFAR images, without their labels, where no published one can be had.
 
-    python examples/train_data2vec_teacher.py OUT [--data DIR] [--epochs 60] [--device cuda]
+    python examples/train_data2vec_cifar.py OUT [--data DIR] [--epochs 60] [--device cuda]
 
 What it is: 2.7 million weights (width 192, 6 blocks, patches of 4x4), of 8,000 images, the training splits of
 CIFAR-10 and CIFAR-100 under DIR (cifar10/cifar10.npz, cifar100/cifar100.npz; $PRECEPT_REAL_DATA). It is none
