@@ -140,6 +140,8 @@ EXPERIMENTS = {
             "avid, 20 epochs more": Variant("avid", {"epochs": "20"}, warm_start="avid"),
             "avid_cma": Variant("avid_cma", warm_start="avid"),
         },
+        measures=("retrieval", "labels"),
+        modalities=("image", "audio"),
     ),
     "scenes-mct": Experiment(
         ["scenes"],
@@ -365,13 +367,10 @@ def labels(run: Path, experiment: Experiment, jobs: int) -> Rows:
         for modality in experiment.modalities:
             dataset = store.partition("-")[0]
             of = f"{dataset}, {modality}" if len(experiment.modalities) > 1 else dataset
-            asked = (
-                f"--run={run}",
-                f"--dataset={dataset}",
-                f"--modality={modality}",
-                f"--store={run.parents[1] / store}.zarr",
-                f"--field={modality}/teacher/features",
-            )
+            asked = [f"--run={run}", f"--dataset={dataset}", f"--modality={modality}"]
+            teacher, path = f"{modality}/teacher/features", run.parents[1] / f"{store}.zarr"
+            if (path / teacher).exists():
+                asked += [f"--store={path}", f"--field={teacher}"]
             for bank, queries in (("train", "test"), ("test", "train")):
                 splits = (f"--bank={bank}", f"--queries={queries}")
                 for one in json.loads(execute(jobs, "eval", "neighbours", *asked, *splits, "--json"))["measured"]:
