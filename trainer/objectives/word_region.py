@@ -77,27 +77,26 @@ class WordRegionLoss(Loss):
 
     def scores(self, words: Tensor, real_words: Tensor, regions: Tensor, real_regions: Tensor) -> Tensor:
         """S of images with sentences, float32 [I, S], of tokens [S, T, W] and [I, R, W] and bool [S, T], [I, R]."""
-        words, regions = unit(words), regions.float()
-        num_images = max(1, MOST_AT_ONCE // (words.shape[0] * words.shape[1] * regions.shape[1]))
+        regions, flat = regions.float(), unit(words[real_words])  # [N, W]: nothing is computed of padding
+        num_images = max(1, MOST_AT_ONCE // max(1, len(flat) * regions.shape[1]))
         blocks = zip(torch.split(regions, num_images), torch.split(real_regions, num_images), strict=True)
         found = [
-            checkpoint(self._block, words, real_words, *block, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(self._block, flat, real_words, *block, use_reentrant=False, preserve_rng_state=False)
             for block in blocks
         ]
         return torch.cat(found)
 
-    def _block(self, words: Tensor, real_words: Tensor, regions: Tensor, real_regions: Tensor) -> Tensor:
-        """The same of few images and unit words."""
+    def _block(self, flat: Tensor, real_words: Tensor, regions: Tensor, real_regions: Tensor) -> Tensor:
+        """The same of few images and the N real words, which have unit length."""
         lengths = regions.norm(dim=-1).clamp(min=SHORTEST).where(real_regions, 0.0)  # [I, R]
-        flat = words.flatten(0, 1)  # [S T, W]
         directions = unit(regions)
-        cosines = directions @ flat.T  # [I, R, S T]
+        cosines = directions @ flat.T  # [I, R, N]
         attention = (self.config.rho_1 * cosines).masked_fill(~real_regions[..., None], -torch.inf).softmax(1)
         # In units of an image's longest region: squares of huge tokens stay finite, and a cosine has no scale.
         weights = attention * (lengths / lengths.amax(1, keepdim=True))[..., None]
         products = directions @ directions.transpose(1, 2)  # [I, R, R]
-        squares = (weights * (products @ weights)).sum(1)  # |c_w|^2, [I, S T]
+        squares = (weights * (products @ weights)).sum(1)  # |c_w|^2, [I, N]
         found = (weights * cosines).sum(1) / squares.clamp(min=SHORTEST**2).sqrt()
-        found = found.view(len(regions), *words.shape[:2])
-        scores = (self.config.rho_2 * found).masked_fill(~real_words, -torch.inf)
+        scores = found.new_full((len(regions), *real_words.shape), -torch.inf)
+        scores[:, real_words] = self.config.rho_2 * found
         return torch.logsumexp(scores, -1) / self.config.rho_2
