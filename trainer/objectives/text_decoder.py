@@ -62,6 +62,11 @@ class TextDecoder(nn.Module):
 
     def forward(self, before: Tensor, words: Tensor) -> Tensor:
         """Float [B, K, W] and int64 [B, L], any id past a caption's end -> logits float32 [B, L + 1, V + 1]."""
+        logits: Tensor = self.head(self._states(before, words))
+        return logits.float()
+
+    def _states(self, before: Tensor, words: Tensor) -> Tensor:
+        """Of the same, what the head reads, float [B, L + 1, W]."""
         num_rows, length = words.shape
         vectors = self.read(self.table[words.clamp(0, self.end - 1)])  # [B, L, W]
         begin = self.begin.expand(num_rows, 1, -1).to(vectors.dtype)
@@ -69,8 +74,8 @@ class TextDecoder(nn.Module):
         x = torch.cat([before.to(said.dtype), said], dim=1)
         for block in self.blocks:
             x = block(x, None)
-        logits: Tensor = self.head(self.norm(x[:, -(length + 1) :]))
-        return logits.float()
+        states: Tensor = self.norm(x[:, -(length + 1) :])
+        return states
 
     def loss(self, before: Tensor, words: Tensor, told: Tensor) -> Tensor:
         """Cross-entropy per word of captions int64 [B, L], -1 past the end, and of their ends, float32 scalar.
@@ -78,7 +83,11 @@ class TextDecoder(nn.Module):
         Words that are not `told`, bool [V], are read but not counted.
         """
         is_word = words >= 0
+        longest = int(is_word.sum(1).max())
+        words, is_word = words[:, :longest], is_word[:, :longest]
         targets = words.where(is_word & told[words.clamp(min=0)], NOT_TOLD)
         targets = F.pad(targets, (0, 1), value=NOT_TOLD).scatter(1, is_word.sum(1, keepdim=True), self.end)
-        logits = self(before, words)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NOT_TOLD)
+        # The vocabulary is what costs: most places are behind a caption's end.
+        is_target = targets != NOT_TOLD
+        logits = self.head(self._states(before, words)[is_target])
+        return F.cross_entropy(logits.float(), targets[is_target])
