@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.ranges import Count, Positive, Share
-from trainer.students.layers import Block, Pooling, head_width, pool
+from trainer.students.layers import Block, Pooling, attend, head_width, pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class FusionBlock(nn.Module):
         read = self.read_norm(read)
         query = self._heads(self.query(self.norm(tokens)))
         key, value = (self._heads(part) for part in self.key_value(read).chunk(2, dim=-1))
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=read_mask[:, None, None, :])
+        found = attend(query, key, value, read_mask)
         found = self.out(found.transpose(1, 2).flatten(2))
         tokens = tokens + F.dropout(found, self.dropout, self.training)
         mixed: Tensor = self.own(tokens, mask)

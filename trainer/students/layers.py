@@ -22,6 +22,19 @@ def head_width(width: int, num_heads: int) -> int:
     return width // num_heads
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool = False) -> Tensor:
+    """Each head's attention to what `mask`, bool [B, R], says is real, fused: float [B, H, T, W / H].
+
+    Queries are [B, H, T, W / H], keys and values [B, H, R, W / H]. On a CPU in float32 even under autocast: torch's
+    fused backward pass in bfloat16 takes several times as long there.
+    """
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return attend(query.float(), key.float(), value.float(), mask, causal=causal)
+    keys = None if mask is None else mask[:, None, None, :]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=keys, is_causal=causal)
+
+
 class Recomputed(nn.Module):
     """A layer that need not keep what lies inside it: with `recompute` the backward pass computes it again."""
 
@@ -71,8 +84,7 @@ class Block(Recomputed):
         num_rows, num_tokens, width = tokens.shape
         qkv = self.qkv(tokens).view(num_rows, num_tokens, 3, self.num_heads, self.head_width)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        keys = None if mask is None else mask[:, None, None, :]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keys, is_causal=self.causal)
+        attended = attend(query, key, value, mask, causal=self.causal)
         return attended.transpose(1, 2).reshape(num_rows, num_tokens, width)
 
     def _dropped(self, x: Tensor) -> Tensor:

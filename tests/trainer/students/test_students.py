@@ -11,7 +11,7 @@ from torch import Tensor
 from contract.errors import ConfigError
 from trainer.batch import Tokens
 from trainer.students.adapters import InputShape, MlpAdapter, Standardise, TransformerAdapter, thinned
-from trainer.students.layers import AttentionPool, Block, MeanPool, unit
+from trainer.students.layers import AttentionPool, Block, MeanPool, attend, unit
 from trainer.students.mlp import MlpStudent
 from trainer.students.transformer import TransformerStudent
 
@@ -128,6 +128,25 @@ def test_mean_pool_leaves_padding_out() -> None:
 def test_block_without_mask_equals_block_with_a_full_one() -> None:
     block, tokens = Block(8, 2, 2.0, 0.0), torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(block(tokens, None), block(tokens, torch.ones(2, 4, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("is_reduced", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_equals_its_formula_on_a_cpu_in_float32_whatever_the_autocast(
+    causal: bool, is_reduced: bool
+) -> None:
+    query, key, value = (torch.randn(2, 3, 5, 4).bfloat16().float() for _ in range(3))
+    mask = None if causal else torch.rand(2, 5) < 0.6
+    seen = torch.ones(5, 5, dtype=torch.bool).tril() if causal else torch.ones(5, 5, dtype=torch.bool)
+    if mask is not None:
+        mask[:, 0] = True
+        seen = mask[:, None, None, :] & seen
+    scores = (query.double() @ key.double().transpose(-1, -2) / 2).masked_fill(~seen, -torch.inf)
+    given = (x.bfloat16() if is_reduced else x for x in (query, key, value))
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_reduced):
+        found = attend(*given, mask, causal=causal)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), scores.softmax(-1) @ value.double(), atol=1e-6, rtol=1e-5)
 
 
 def test_standardised_tokens_have_mean_zero_and_deviation_one_over_real_tokens() -> None:
