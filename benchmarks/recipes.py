@@ -96,6 +96,7 @@ HALF = {"precision": "bfloat16"}
 # The copy follows within the 220 steps that 20 epochs of scenes are; at 0.995 it would lag behind by 200 of them.
 FOLLOWS = ONE | HALF | {"objectives.align.momentum": "0.9", "objectives.codebook.momentum": "0.9"}
 M3P = yaml.safe_load((ROOT / "configs/trainer/m3p.yaml").read_text())["streams"]
+# As wide as the teachers of CIFAR and of scenes, and half as deep.
 SMALL = {
     "student.width": "192",
     "student.embedding_dim": "192",
@@ -276,14 +277,14 @@ def of_teacher(dataset: str, teacher: str, data2vec: Path) -> list[str]:
     if teacher == "precept":
         settings = {f"image.teacher.members.{number}": MOBILENETV2 for number in (0, 1)}
         arguments = ["--config=precept", "--views=2"]
-    elif dataset == "scenes":
+    elif dataset == "scenes" and not teacher:
         settings = {}
-        if teacher:
-            settings = {f"{one}.teacher": {"model": str(data2vec / "scenes" / one), "k": "3"} for one in MODALITIES}
-            settings["audio.teacher"] |= {"duration_s": "1"}
-            arguments = ["--config=data2vec"]
+    elif dataset == "scenes":
+        settings = {f"{one}.teacher": {"model": str(data2vec / "scenes" / one), "k": "3"} for one in MODALITIES}
+        settings["audio.teacher"]["duration_s"] = "1"
         if teacher == "data2vec_instance":
-            settings["audio.teacher"] |= {"normalise": "instance"}
+            settings["audio.teacher"]["normalise"] = "instance"
+        arguments = ["--config=data2vec"]
     elif teacher == "data2vec":
         take = "[patch_embeddings, targets, features]"
         model = str(data2vec / "cifar/model")
@@ -368,11 +369,11 @@ def labels(run: Path, experiment: Experiment, jobs: int) -> Rows:
     rows: Rows = {}
     execute(jobs, "trainer", "embed", f"--run={run}", "--split=train", "--split=test")
     for store in experiment.stores:
+        dataset, path = store.partition("-")[0], run.parents[1] / f"{store}.zarr"
         for modality in experiment.modalities:
-            dataset = store.partition("-")[0]
             of = f"{dataset}, {modality}" if len(experiment.modalities) > 1 else dataset
             asked = [f"--run={run}", f"--dataset={dataset}", f"--modality={modality}"]
-            teacher, path = f"{modality}/teacher/features", run.parents[1] / f"{store}.zarr"
+            teacher = f"{modality}/teacher/features"
             if (path / teacher).exists():
                 asked += [f"--store={path}", f"--field={teacher}"]
             for bank, queries in (("train", "test"), ("test", "train")):
